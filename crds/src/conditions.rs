@@ -1,0 +1,197 @@
+//! Condition types and reasons, a closed set: each is explained in docs/operations.md, which a
+//! test compares with this file.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+        pub enum $name {
+            $($(#[$variant_doc])* $variant,)+
+        }
+
+        impl $name {
+            /// Every one of them, for the tests that compare them with the documentation.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// The word on the wire.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => stringify!($variant),)+
+                }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+words! {
+    /// Types of conditions on a `DevicePluginConfig`.
+    ConfigCondition {
+        /// Whether the spec can be acted on.
+        Accepted,
+        /// Whether every selected node serves the target revision.
+        Ready,
+        /// Whether a rollout is under way.
+        Progressing,
+        /// Whether something is wrong that somebody should look at.
+        Degraded,
+    }
+}
+
+words! {
+    /// Reasons of conditions on a `DevicePluginConfig`.
+    ConfigReason {
+        /// The spec is valid and selects nodes.
+        Accepted,
+        /// The spec cannot be acted on; the message names field and value.
+        InvalidSpec,
+        /// Neither selector is given, or it is empty: nothing is selected.
+        NoSelector,
+        /// `machineConfigPoolSelector` matches no pool.
+        NoMatchingPools,
+        /// The selection matches no node now; agents come with the first node that matches.
+        NoMatchingNodes,
+        /// Every selected node serves the target revision.
+        Complete,
+        /// Agents are starting on selected nodes.
+        RollingOut,
+        /// A changed config waits.
+        Blocked,
+        /// The config is being deleted.
+        Deleting,
+        /// Agents fail on some nodes.
+        NodesFailed,
+        /// Kubernetes cannot reach some selected nodes.
+        NodesUnreachable,
+        /// Some selected nodes do not serve the target revision yet.
+        NodesNotReady,
+        /// Something else serves one of the resources on some nodes.
+        ForeignPlugin,
+        /// A resource has no device on any node.
+        NoDevices,
+        /// Devices are Unhealthy.
+        DevicesUnhealthy,
+        /// The operator could not write an object; the message says which and why.
+        WriteFailed,
+        /// Nothing is wrong.
+        AsExpected,
+    }
+}
+
+words! {
+    /// Types of conditions on a `DevicePluginNode`.
+    NodeCondition {
+        /// Whether the kubelet's Device Manager answers at its socket.
+        DeviceManagerAvailable,
+        /// Whether every resource is registered at the kubelet.
+        Registered,
+        /// Whether every device is Healthy.
+        DevicesHealthy,
+    }
+}
+
+words! {
+    /// Reasons of conditions on a `DevicePluginNode`.
+    NodeReason {
+        /// The kubelet's socket answers.
+        Available,
+        /// The plugin directory holds no kubelet socket.
+        SocketMissing,
+        /// The kubelet's socket does not answer.
+        SocketRefused,
+        /// Every resource is registered and its list is read.
+        Registered,
+        /// Registration is under way or is being tried again.
+        Registering,
+        /// The kubelet refused a registration.
+        RegistrationRefused,
+        /// Something else serves the resource on this node.
+        ForeignPlugin,
+        /// Every device is Healthy.
+        AllHealthy,
+        /// Some devices are Unhealthy.
+        SomeUnhealthy,
+        /// No device was found for some resource.
+        NoDevices,
+        /// Device nodes were refused for what they are.
+        DevicesRefused,
+    }
+}
+
+/// A condition as it should be, before it is merged with what is there.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Desired {
+    /// The type.
+    pub type_: &'static str,
+    /// `True`, or `False`.
+    pub status: bool,
+    /// The reason.
+    pub reason: &'static str,
+    /// A sentence for the user.
+    pub message: String,
+}
+
+/// Merges conditions by type: the time of a condition moves only when its status changes.
+pub fn merged(
+    present: &[Condition],
+    desired: &[Desired],
+    generation: Option<i64>,
+    now: &Time,
+) -> Vec<Condition> {
+    desired
+        .iter()
+        .map(|desired| {
+            let status = if desired.status { "True" } else { "False" };
+            let since = present
+                .iter()
+                .find(|old| old.type_ == desired.type_ && old.status == status)
+                .map_or_else(|| now.clone(), |old| old.last_transition_time.clone());
+            Condition {
+                type_: desired.type_.to_owned(),
+                status: status.to_owned(),
+                reason: desired.reason.to_owned(),
+                message: desired.message.clone(),
+                observed_generation: generation,
+                last_transition_time: since,
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Time {
+        Time(k8s_openapi::jiff::Timestamp::from_second(seconds).unwrap_or_default())
+    }
+
+    fn desired(status: bool, reason: &'static str) -> Desired {
+        Desired {
+            type_: "Ready",
+            status,
+            reason,
+            message: String::new(),
+        }
+    }
+
+    #[test]
+    fn time_moves_only_when_the_status_changes() {
+        let first = merged(&[], &[desired(false, "RollingOut")], Some(1), &at(10));
+        let reworded = merged(&first, &[desired(false, "NodesFailed")], Some(2), &at(20));
+        assert_eq!(reworded[0].last_transition_time, at(10));
+        assert_eq!(
+            (reworded[0].reason.as_str(), reworded[0].observed_generation),
+            ("NodesFailed", Some(2))
+        );
+        let turned = merged(&reworded, &[desired(true, "Complete")], Some(2), &at(30));
+        assert_eq!(turned[0].last_transition_time, at(30));
+    }
+}
