@@ -1,0 +1,280 @@
+//! Which parts there are, what each builds, and with which flags.
+
+/// Go that builds the parts. Pinned, so that a cache key needs no Go: another Go fetches this one through the module proxy.
+pub const GO_TOOLCHAIN: &str = "go1.26.8";
+
+/// A program of the cluster.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+pub enum Program {
+    /// Holds the cluster's state.
+    Etcd,
+    /// kube-apiserver.
+    ApiServer,
+    /// kube-controller-manager.
+    ControllerManager,
+    /// kube-scheduler.
+    Scheduler,
+    /// The newest kubelet.
+    Kubelet,
+    /// The kubelet of the minor version before: the last with the old registration model.
+    PreviousKubelet,
+    /// kubectl.
+    Kubectl,
+    /// Helm.
+    Helm,
+    /// containerd.
+    Containerd,
+    /// What stays with each pod when containerd restarts.
+    Shim,
+    /// containerd's own command line, to import images.
+    Ctr,
+}
+
+impl Program {
+    /// The name of its file in the cache and in directories of existing binaries.
+    pub fn file_name(self) -> &'static str {
+        match self {
+            Self::Etcd => "etcd",
+            Self::ApiServer => "kube-apiserver",
+            Self::ControllerManager => "kube-controller-manager",
+            Self::Scheduler => "kube-scheduler",
+            Self::Kubelet => "kubelet",
+            Self::PreviousKubelet => "kubelet-1.36",
+            Self::Kubectl => "kubectl",
+            Self::Helm => "helm",
+            Self::Containerd => "containerd",
+            Self::Shim => "containerd-shim-runc-v2",
+            Self::Ctr => "ctr",
+        }
+    }
+}
+
+/// Programs that one Go module builds.
+#[derive(Debug)]
+pub struct Part {
+    /// Its directory below `e2e/parts`.
+    pub name: &'static str,
+    /// The Go module whose version is the part's version.
+    pub module: &'static str,
+    /// Text of its go.mod.
+    pub go_mod: &'static str,
+    /// Text of its go.sum.
+    pub go_sum: &'static str,
+    /// Go build tags.
+    pub tags: &'static str,
+    /// How the programs are told their version.
+    stamp: Stamp,
+    /// The file that Go names after a package's path, and the program it is.
+    programs: &'static [(&'static str, Program)],
+}
+
+/// Where a program keeps its version.
+#[derive(Debug)]
+enum Stamp {
+    /// Nowhere that needs stamping.
+    None,
+    /// One variable holds `vX.Y.Z`.
+    Variable(&'static str),
+    /// Kubernetes: without it, version skew checks and Helm see `v0.0.0-master`.
+    Kubernetes,
+}
+
+/// The control plane, kubectl and the newest kubelet.
+pub const KUBERNETES: Part = Part {
+    name: "kubernetes-1.37",
+    module: "k8s.io/kubernetes",
+    go_mod: include_str!("../../parts/kubernetes-1.37/go.mod"),
+    go_sum: include_str!("../../parts/kubernetes-1.37/go.sum"),
+    tags: "",
+    stamp: Stamp::Kubernetes,
+    programs: &[
+        ("kube-apiserver", Program::ApiServer),
+        ("kube-controller-manager", Program::ControllerManager),
+        ("kube-scheduler", Program::Scheduler),
+        ("kubectl", Program::Kubectl),
+        ("kubelet", Program::Kubelet),
+    ],
+};
+
+/// The kubelet with the old registration model.
+pub const PREVIOUS_KUBERNETES: Part = Part {
+    name: "kubernetes-1.36",
+    module: "k8s.io/kubernetes",
+    go_mod: include_str!("../../parts/kubernetes-1.36/go.mod"),
+    go_sum: include_str!("../../parts/kubernetes-1.36/go.sum"),
+    tags: "",
+    stamp: Stamp::Kubernetes,
+    programs: &[("kubelet", Program::PreviousKubelet)],
+};
+
+/// etcd; Go names the program after the last path element before the major version.
+pub const ETCD: Part = Part {
+    name: "etcd",
+    module: "go.etcd.io/etcd/server/v3",
+    go_mod: include_str!("../../parts/etcd/go.mod"),
+    go_sum: include_str!("../../parts/etcd/go.sum"),
+    tags: "",
+    stamp: Stamp::None,
+    programs: &[("server", Program::Etcd)],
+};
+
+/// Helm.
+pub const HELM: Part = Part {
+    name: "helm",
+    module: "helm.sh/helm/v4",
+    go_mod: include_str!("../../parts/helm/go.mod"),
+    go_sum: include_str!("../../parts/helm/go.sum"),
+    tags: "",
+    stamp: Stamp::Variable("helm.sh/helm/v4/internal/version.version"),
+    programs: &[("helm", Program::Helm)],
+};
+
+/// containerd without the snapshotters that need C libraries.
+pub const CONTAINERD: Part = Part {
+    name: "containerd",
+    module: "github.com/containerd/containerd/v2",
+    go_mod: include_str!("../../parts/containerd/go.mod"),
+    go_sum: include_str!("../../parts/containerd/go.sum"),
+    tags: "no_btrfs no_devmapper no_zfs",
+    stamp: Stamp::Variable("github.com/containerd/containerd/v2/version.Version"),
+    programs: &[
+        ("containerd", Program::Containerd),
+        ("containerd-shim-runc-v2", Program::Shim),
+        ("ctr", Program::Ctr),
+    ],
+};
+
+/// Every part, in the order of building: the short ones last but etcd, so that a broken set-up shows early.
+pub const PARTS: [Part; 5] = [ETCD, CONTAINERD, KUBERNETES, PREVIOUS_KUBERNETES, HELM];
+
+impl Part {
+    /// The programs that it builds.
+    pub fn programs(&self) -> impl Iterator<Item = Program> + use<> {
+        self.programs.iter().map(|(_, program)| *program)
+    }
+
+    /// What Go calls each program's file, and what it is called here.
+    pub fn built_files(&self) -> impl Iterator<Item = (&'static str, &'static str)> + use<> {
+        self.programs
+            .iter()
+            .map(|(file, program)| (*file, program.file_name()))
+    }
+
+    /// The version of its module, `v1.37.1`.
+    pub fn version(&self) -> &'static str {
+        required_version(self.go_mod, self.module).unwrap_or("v0.0.0")
+    }
+
+    /// The arguments of `go build`, without the output directory.
+    pub fn build_flags(&self) -> Vec<String> {
+        let mut flags: Vec<String> = ["-trimpath", "-buildvcs=false", "-mod=readonly"]
+            .map(str::to_owned)
+            .into();
+        if !self.tags.is_empty() {
+            flags.push("-tags".to_owned());
+            flags.push(self.tags.to_owned());
+        }
+        flags.push("-ldflags".to_owned());
+        flags.push(self.linker_flags());
+        flags
+    }
+
+    fn linker_flags(&self) -> String {
+        let version = self.version();
+        let mut flags = "-s -w".to_owned();
+        let mut set = |variable: &str, value: &str| {
+            flags.push_str(&format!(" -X {variable}={value}"));
+        };
+        match self.stamp {
+            Stamp::None => {}
+            Stamp::Variable(variable) => set(variable, version),
+            Stamp::Kubernetes => {
+                let mut numbers = version.trim_start_matches('v').split('.');
+                let major = numbers.next().unwrap_or("0");
+                let minor = numbers.next().unwrap_or("0");
+                for package in [
+                    "k8s.io/component-base/version",
+                    "k8s.io/client-go/pkg/version",
+                ] {
+                    set(&format!("{package}.gitVersion"), version);
+                    set(&format!("{package}.gitMajor"), major);
+                    set(&format!("{package}.gitMinor"), minor);
+                    set(&format!("{package}.gitTreeState"), "clean");
+                    // A real date would give every build another key.
+                    set(&format!("{package}.buildDate"), "1970-01-01T00:00:00Z");
+                }
+            }
+        }
+        flags
+    }
+}
+
+/// The version that `go_mod` requires of `module`.
+pub fn required_version<'text>(go_mod: &'text str, module: &str) -> Option<&'text str> {
+    go_mod.lines().find_map(|line| {
+        let mut words = line
+            .split_whitespace()
+            .skip_while(|word| *word == "require");
+        (words.next() == Some(module))
+            .then(|| words.next())
+            .flatten()
+            .filter(|version| version.starts_with('v'))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_those_of_the_module_files() {
+        let versions: Vec<_> = PARTS
+            .iter()
+            .map(|part| (part.name, part.version()))
+            .collect();
+        assert_eq!(
+            versions,
+            [
+                ("etcd", "v3.6.16"),
+                ("containerd", "v2.4.2"),
+                ("kubernetes-1.37", "v1.37.1"),
+                ("kubernetes-1.36", "v1.36.3"),
+                ("helm", "v4.3.1"),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_replace_line_is_not_taken_for_a_requirement() {
+        let go_mod =
+            "replace (\n\tk8s.io/api => k8s.io/api v0.37.1\n)\nrequire k8s.io/api v0.0.0\n";
+        assert_eq!(required_version(go_mod, "k8s.io/api"), Some("v0.0.0"));
+        assert_eq!(required_version(go_mod, "k8s.io/apiserver"), None);
+    }
+
+    #[test]
+    fn kubernetes_is_told_its_version_twice() {
+        let flags = KUBERNETES.linker_flags();
+        for expected in [
+            "-X k8s.io/component-base/version.gitVersion=v1.37.1",
+            "-X k8s.io/client-go/pkg/version.gitMinor=37",
+        ] {
+            assert!(flags.contains(expected), "{flags}");
+        }
+    }
+
+    #[test]
+    fn every_program_has_a_tool_line() {
+        for part in &PARTS {
+            for (file, _) in part.built_files() {
+                let named = part.go_mod.lines().any(|line| {
+                    let path = line.trim().trim_start_matches("tool ");
+                    !path.contains(' ') && path.split('/').any(|element| element == file)
+                });
+                assert!(named, "{}: no tool line for {file}", part.name);
+            }
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! The stories, in the order in which they run.
+
+mod change;
+mod devices;
+mod faults;
+mod install;
+mod refusals;
+mod removal;
+
+use anyhow::Result;
+
+use crate::scene::Scene;
+
+pub use removal::tear_down;
+
+/// A story: what a user does and sees.
+pub type Story = fn(&Scene) -> Result<()>;
+
+/// All stories, in order.
+pub const ALL: &[(&str, Story)] = &[
+    (
+        "operator_without_its_crds_says_so_and_recovers",
+        install::operator_without_its_crds_says_so_and_recovers,
+    ),
+    (
+        "applied_config_puts_a_device_into_a_pod",
+        install::applied_config_puts_a_device_into_a_pod,
+    ),
+    ("columns_tell_the_story", install::columns_tell_the_story),
+    (
+        "every_field_is_explained",
+        install::every_field_is_explained,
+    ),
+    (
+        "every_example_is_accepted",
+        install::every_example_is_accepted,
+    ),
+    (
+        "converged_cluster_is_not_written_to",
+        install::converged_cluster_is_not_written_to,
+    ),
+    (
+        "restarted_kubelet_has_its_devices_back",
+        faults::restarted_kubelet_has_its_devices_back,
+    ),
+    (
+        "killed_agent_has_its_devices_back",
+        faults::killed_agent_has_its_devices_back,
+    ),
+    (
+        "restarted_operator_touches_nothing",
+        faults::restarted_operator_touches_nothing,
+    ),
+    (
+        "lost_objects_are_made_again_as_they_were",
+        faults::lost_objects_are_made_again_as_they_were,
+    ),
+    (
+        "device_that_vanishes_and_returns_is_told",
+        devices::device_that_vanishes_and_returns_is_told,
+    ),
+    (
+        "device_that_appears_is_advertised",
+        devices::device_that_appears_is_advertised,
+    ),
+    (
+        "simulated_devices_reach_a_container",
+        devices::simulated_devices_reach_a_container,
+    ),
+    (
+        "dangerous_devices_are_refused",
+        devices::dangerous_devices_are_refused,
+    ),
+    (
+        "malformed_configs_are_refused_by_field_and_value",
+        refusals::malformed_configs_are_refused_by_field_and_value,
+    ),
+    (
+        "configs_that_can_do_nothing_say_so",
+        refusals::configs_that_can_do_nothing_say_so,
+    ),
+    (
+        "foreign_plugin_keeps_its_resource",
+        refusals::foreign_plugin_keeps_its_resource,
+    ),
+    (
+        "changed_config_waits_and_touches_no_node",
+        change::changed_config_waits_and_touches_no_node,
+    ),
+    (
+        "nodes_come_and_go_with_their_labels",
+        change::nodes_come_and_go_with_their_labels,
+    ),
+    ("pools_select_nodes", change::pools_select_nodes),
+    (
+        "uninstall_is_refused_while_configs_exist",
+        removal::uninstall_is_refused_while_configs_exist,
+    ),
+    (
+        "deleted_config_leaves_nothing",
+        removal::deleted_config_leaves_nothing,
+    ),
+    (
+        "uninstalled_chart_leaves_only_the_crds",
+        removal::uninstalled_chart_leaves_only_the_crds,
+    ),
+];
