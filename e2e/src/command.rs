@@ -6,6 +6,16 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+/// Where the system's programs are. Said outright, because root's own path lacks half of it under some `su`.
+pub const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// `program` of the system, which finds its own helpers too.
+pub fn system(program: &str) -> Command {
+    let mut command = Command::new(program);
+    command.env("PATH", SYSTEM_PATH);
+    command
+}
+
 /// What a finished program said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Output {
@@ -45,26 +55,29 @@ pub fn run(command: &mut Command) -> Result<String> {
             "{} ended with {}: {}",
             shown(command),
             said.status,
-            words.trim()
+            last_lines(words.trim(), 12)
         );
     }
     Ok(said.stdout)
 }
 
-/// Where `program` is found on the search path, the system directories included: root's path lacks them under some `su`.
+/// The end of `text`: programs say last what made them fail.
+pub fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<_> = text.lines().collect();
+    let skipped = lines.len().saturating_sub(count);
+    lines
+        .into_iter()
+        .skip(skipped)
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// Where `program` is found: on the search path, in the system's directories, or where Go is usually installed.
 pub fn find_program(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
-        .chain(
-            [
-                "/usr/sbin",
-                "/sbin",
-                "/usr/bin",
-                "/bin",
-                "/usr/local/go/bin",
-            ]
-            .map(PathBuf::from),
-        )
+        .chain(SYSTEM_PATH.split(':').map(PathBuf::from))
+        .chain(["/usr/local/go/bin".into()])
         .map(|directory| directory.join(program))
         .find(|candidate| is_executable(candidate))
 }

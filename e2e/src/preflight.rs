@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::command::{find_program, run};
+use crate::command::{find_program, run, system};
 use crate::progress::Progress;
 
 /// One gibibyte.
@@ -79,7 +79,7 @@ pub fn install_packages(progress: &Progress) -> Result<()> {
         packages.join(" ")
     ));
     let apt = |arguments: &[&str]| {
-        let mut command = Command::new("apt-get");
+        let mut command = system("apt-get");
         command
             .env("DEBIAN_FRONTEND", "noninteractive")
             .args(["-qq", "-o", "DPkg::Lock::Timeout=120"])

@@ -12,6 +12,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::layout::{Layout, Place};
 use super::node_config::MARK;
 use super::process::Process;
+use crate::command::system;
 
 /// Killed processes end at once, unless the kernel is still writing for them.
 const END_DEADLINE: Duration = Duration::from_secs(15);
@@ -23,7 +24,7 @@ pub fn holder_name(node: Place) -> String {
 
 /// Starts the process that holds the node's namespaces.
 pub fn create(layout: &Layout, node: Place) -> Result<Process> {
-    let mut command = Command::new("unshare");
+    let mut command = system("unshare");
     command.args([
         "--mount",
         "--net",
@@ -45,7 +46,7 @@ pub fn create(layout: &Layout, node: Place) -> Result<Process> {
 
 /// `program`, to be run on the node by the holder's namespaces.
 pub fn enter(holder: &Process, program: impl AsRef<OsStr>) -> Command {
-    let mut command = Command::new("nsenter");
+    let mut command = system("nsenter");
     command
         .arg(format!("--target={}", holder.pid()))
         .args(["--mount", "--net", "--uts", "--"])

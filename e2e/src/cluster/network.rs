@@ -1,11 +1,9 @@
 //! The bridge on the host and each node's cable to it.
 
-use std::process::Command;
-
 use anyhow::{Context, Result, bail};
 
 use super::layout::{BRIDGE, HOST_ADDRESS, Place};
-use crate::command::{output, run};
+use crate::command::{output, run, system};
 
 /// Makes the bridge with the host's address.
 pub fn create_bridge() -> Result<()> {
@@ -42,7 +40,7 @@ pub fn remove_bridge() -> Result<()> {
 
 /// Refuses a machine where our addresses already lead elsewhere.
 pub fn check_addresses_are_free() -> Result<()> {
-    let routes = run(Command::new("ip").args(["-4", "route", "show"]))?;
+    let routes = run(system("ip").args(["-4", "route", "show"]))?;
     if let Some(route) = conflicting_route(&routes) {
         bail!("the cluster's network 10.200.0.0/24 is in use on this machine: {route}");
     }
@@ -64,7 +62,7 @@ fn remove(link: &str) -> Result<()> {
     if !exists(link)? {
         return Ok(());
     }
-    let said = output(Command::new("ip").args(["link", "delete", link]))?;
+    let said = output(system("ip").args(["link", "delete", link]))?;
     // It goes by itself with the namespace at its other end, perhaps just now.
     if !said.success && exists(link)? {
         bail!("failed to delete link {link:?}: {}", said.stderr.trim());
@@ -73,11 +71,11 @@ fn remove(link: &str) -> Result<()> {
 }
 
 fn exists(link: &str) -> Result<bool> {
-    Ok(output(Command::new("ip").args(["link", "show", "dev", link]))?.success)
+    Ok(output(system("ip").args(["link", "show", "dev", link]))?.success)
 }
 
 fn ip(arguments: &[&str]) -> Result<()> {
-    run(Command::new("ip").args(arguments)).context("failed to set up the nodes' network")?;
+    run(system("ip").args(arguments)).context("failed to set up the nodes' network")?;
     Ok(())
 }
 

@@ -15,6 +15,7 @@ use rustix::process::{
 };
 
 use super::layout::Layout;
+use crate::command::{last_lines, system};
 
 /// How often a process that must end is looked at.
 const LOOK: Duration = Duration::from_millis(20);
@@ -50,7 +51,7 @@ impl Process {
             .open(&log)
             .with_context(|| format!("failed to open {:?}", log.display()))?;
         // setsid(1) becomes the program itself, as it is no group leader: the pid stays.
-        let mut session = Command::new("setsid");
+        let mut session = system("setsid");
         session
             .arg(command.get_program())
             .args(command.get_args())
@@ -267,13 +268,7 @@ fn tail(path: &Path) -> String {
     match read() {
         Ok(bytes) => {
             let text = String::from_utf8_lossy(&bytes);
-            let lines: Vec<_> = text.lines().collect();
-            let skipped = lines.len().saturating_sub(LINES);
-            lines
-                .into_iter()
-                .skip(skipped)
-                .collect::<Vec<_>>()
-                .join("\n")
+            last_lines(&text, LINES)
         }
         Err(error) => format!("(the log cannot be read: {error})"),
     }

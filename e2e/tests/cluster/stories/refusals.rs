@@ -28,7 +28,7 @@ fn config(name: &str, spoil: impl FnOnce(&mut Value)) -> String {
 
 fn named(resource: &str) -> String {
     config("spoiled", |c| {
-        c["spec"]["resources"][0]["name"] = json!(resource)
+        c["spec"]["resources"][0]["name"] = json!(resource);
     })
 }
 
@@ -77,13 +77,13 @@ pub fn malformed_configs_are_refused_by_field_and_value(scene: &Scene) -> Result
         ),
         (
             config("spoiled", |c| {
-                c["spec"]["resources"][0]["discovery"]["paths"]["globs"] = json!(["/etc/*"])
+                c["spec"]["resources"][0]["discovery"]["paths"]["globs"] = json!(["/etc/*"]);
             }),
             vec!["spec.resources[0].discovery.paths.globs", "/etc/*", "/dev/"],
         ),
         (
             config("spoiled", |c| {
-                c["spec"]["resources"][0]["discovery"]["paths"]["globs"] = json!(["/dev/../etc/*"])
+                c["spec"]["resources"][0]["discovery"]["paths"]["globs"] = json!(["/dev/../etc/*"]);
             }),
             vec!["spec.resources[0].discovery.paths.globs", "/dev/../etc/*"],
         ),
@@ -101,19 +101,19 @@ pub fn malformed_configs_are_refused_by_field_and_value(scene: &Scene) -> Result
         ),
         (
             config("spoiled", |c| {
-                c["spec"]["resources"][0]["replicas"] = json!(4)
+                c["spec"]["resources"][0]["replicas"] = json!(4);
             }),
             vec!["unknown field \"spec.resources[0].replicas\""],
         ),
         (
             config("spoiled", |c| {
-                c["spec"]["machineConfigPoolSelector"] = json!({"matchLabels": {"a": "b"}})
+                c["spec"]["machineConfigPoolSelector"] = json!({"matchLabels": {"a": "b"}});
             }),
             vec!["at most one of nodeSelector and machineConfigPoolSelector"],
         ),
         (
             config("spoiled", |c| {
-                c["spec"]["resources"][0]["discovery"]["simulated"] = json!({"count": 1})
+                c["spec"]["resources"][0]["discovery"]["simulated"] = json!({"count": 1});
             }),
             vec!["spec.resources[0].discovery", "exactly one kind"],
         ),
@@ -123,7 +123,7 @@ pub fn malformed_configs_are_refused_by_field_and_value(scene: &Scene) -> Result
         ),
         (
             config("spoiled", |c| {
-                c["spec"]["resources"][0]["container"] = json!({"permissions": "wr"})
+                c["spec"]["resources"][0]["container"] = json!({"permissions": "wr"});
             }),
             vec!["permissions", "\"wr\"", "such as rw"],
         ),
@@ -148,13 +148,13 @@ pub fn malformed_configs_are_refused_by_field_and_value(scene: &Scene) -> Result
 
 pub fn configs_that_can_do_nothing_say_so(scene: &Scene) -> Result<()> {
     scene.apply(&config("empty-selector", |c| {
-        c["spec"]["nodeSelector"] = json!({})
+        c["spec"]["nodeSelector"] = json!({});
     }))?;
     let message = scene.wait_for_condition("empty-selector", "Accepted", "False", "NoSelector")?;
     ensure!(message.contains("nodeSelector"), "{message}");
 
     scene.apply(&config("no-nodes", |c| {
-        c["spec"]["nodeSelector"] = json!({"matchLabels": {"no": "where"}})
+        c["spec"]["nodeSelector"] = json!({"matchLabels": {"no": "where"}});
     }))?;
     scene.wait_for_condition("no-nodes", "Accepted", "True", "NoMatchingNodes")?;
     scene.wait_for_condition("no-nodes", "Ready", "True", "NoMatchingNodes")?;
@@ -168,7 +168,7 @@ pub fn configs_that_can_do_nothing_say_so(scene: &Scene) -> Result<()> {
     scene.wait_for_allocatable("n1", "example.com/spoiled", 0)?;
 
     scene.apply(&config("bad-glob", |c| {
-        c["spec"]["resources"][0]["discovery"]["paths"]["globs"] = json!(["/dev/ok*", "/dev/[a"])
+        c["spec"]["resources"][0]["discovery"]["paths"]["globs"] = json!(["/dev/ok*", "/dev/[a"]);
     }))?;
     let message = scene.wait_for_condition("bad-glob", "Accepted", "False", "InvalidSpec")?;
     ensure!(
