@@ -1,7 +1,10 @@
 //! `DevicePluginNode`: one per config and node. Its `spec` is written by the operator only, its
 //! `status` by that node's agent only.
 
-#![expect(clippy::duplicated_attributes, reason = "printer columns are alike in type")]
+#![expect(
+    clippy::duplicated_attributes,
+    reason = "printer columns are alike in type"
+)]
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};

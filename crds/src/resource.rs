@@ -79,8 +79,8 @@ pub struct PathDiscovery {
     #[x_kube(
         validation = Rule::new("self.all(g, g.matches('^/dev/.'))")
             .message(Message::Expression("'every glob must be a path under /dev/, such as /dev/ttyUSB*; wrong: ' + self.filter(g, !g.matches('^/dev/.'))[0]".into())),
-        validation = Rule::new("self.all(g, !g.matches('(^|/)[.][.]?(/|$)'))")
-            .message(Message::Expression("'a glob must not contain the segments . or ..; wrong: ' + self.filter(g, g.matches('(^|/)[.][.]?(/|$)'))[0]".into()))
+        validation = Rule::new("self.all(g, !g.matches('(^|[/{,])[.][.]?([/},]|$)'))")
+            .message(Message::Expression("'a glob must not contain the segments . or ..; wrong: ' + self.filter(g, g.matches('(^|[/{,])[.][.]?([/},]|$)'))[0]".into()))
     )]
     pub globs: Vec<String>,
     /// Patterns of paths that are left out although a glob matches them, at most 32. The same

@@ -1,11 +1,64 @@
 //! What cargo alone cannot say: generation, checks, tests, images, the local cluster and the demo.
 
-use anyhow::Context;
+mod chart;
+mod check;
+mod forward;
+mod generate;
+mod steps;
+mod suite;
+mod tools;
+mod workspace;
+
+use clap::{Parser, Subcommand};
+
+/// Tasks of the workspace.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Write what is generated: crds/manifests, the chart's CRD templates, docs/api.md.
+    Gen {
+        /// Write nothing; fail and name what differs.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Check formatting, lints, dependencies, purity of the cores, generated files and the chart.
+    Check,
+    /// Run everything: check, unit and shell tests, and the tests on a real local cluster.
+    Test {
+        /// Run one part only.
+        #[arg(long, value_enum)]
+        only: Option<suite::Part>,
+    },
+    /// Start, stop or look at the local cluster: `up [--nodes N] [--assets DIR]`, `down`, `status`.
+    Cluster {
+        /// Handed to the cluster program.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        arguments: Vec<String>,
+    },
+    /// Build the two images as OCI archives: `[--tag TAG] [--output DIR] [--profile NAME] [--load]`.
+    Image {
+        /// Handed to the image builder.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Show the product on a local cluster: helm install, an applied config, a pod with its device.
+    Demo,
+}
 
 fn main() -> anyhow::Result<()> {
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    for (name, text) in crds::manifests::files()? {
-        std::fs::write(root.join("crds/manifests").join(&name), text).context(name)?;
+    match Arguments::parse().task {
+        Task::Gen { check: false } => generate::write(),
+        Task::Gen { check: true } => generate::compare(),
+        Task::Check => check::run(&steps::Steps::new(check::STEPS)),
+        Task::Test { only } => suite::run(only),
+        Task::Cluster { arguments } => forward::to("local-cluster", &[], &arguments),
+        Task::Image { arguments } => forward::to("local-cluster", &["images"], &arguments),
+        Task::Demo => forward::to("demo", &[], &[]),
     }
-    Ok(())
 }

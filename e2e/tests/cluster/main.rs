@@ -53,10 +53,12 @@ fn main() -> ExitCode {
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     let used = scene.get().is_some();
-    if used && std::env::var_os("KEEP_CLUSTER").is_none()
-        && let Err(error) = stories::tear_down() {
-            eprintln!("the cluster left something behind: {error:#}");
-            return ExitCode::FAILURE;
-        }
+    if used
+        && std::env::var_os("KEEP_CLUSTER").is_none()
+        && let Err(error) = stories::tear_down()
+    {
+        eprintln!("the cluster left something behind: {error:#}");
+        return ExitCode::FAILURE;
+    }
     conclusion.exit_code()
 }

@@ -1,0 +1,103 @@
+{{/* Name of the chart, or what replaces it. */}}
+{{- define "dpo.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 48 | trimSuffix "-" -}}
+{{- end }}
+
+{{/* Name of the objects: room is left for the longest suffix, "-uninstall-check". */}}
+{{- define "dpo.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 47 | trimSuffix "-" -}}
+{{- else if contains (include "dpo.name" .) .Release.Name -}}
+{{- .Release.Name | trunc 47 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name (include "dpo.name" .) | trunc 47 | trimSuffix "-" -}}
+{{- end -}}
+{{- end }}
+
+{{/*
+Name of the agents' account. It is part of every revision, which never changes, so it is the same
+for every release.
+*/}}
+{{- define "dpo.agentServiceAccount" -}}
+device-plugin-agent
+{{- end }}
+
+{{/* Labels that select the operator's pod. Frozen: a Deployment's selector cannot be changed. */}}
+{{- define "dpo.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "dpo.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: operator
+{{- end }}
+
+{{/* Labels of every object but the operator's pod. Call with the component as "component". */}}
+{{- define "dpo.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/name: {{ include "dpo.name" .root }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: device-plugin-operator
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+{{- end }}
+
+{{/* Reference of an image. Call with "root", "image" and "registry". */}}
+{{- define "dpo.image" -}}
+{{- $name := .image.name -}}
+{{- with .registry -}}
+{{- $name = printf "%s/%s" (trimSuffix "/" .) $name -}}
+{{- end -}}
+{{- if .image.digest -}}
+{{- printf "%s@%s" $name .image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $name (default .root.Chart.AppVersion .image.tag) -}}
+{{- end -}}
+{{- end }}
+
+{{- define "dpo.operatorImage" -}}
+{{- include "dpo.image" (dict "root" . "image" .Values.image "registry" .Values.image.registry) -}}
+{{- end }}
+
+{{- define "dpo.agentImage" -}}
+{{- $registry := default .Values.image.registry .Values.agent.image.registry -}}
+{{- include "dpo.image" (dict "root" . "image" .Values.agent.image "registry" $registry) -}}
+{{- end }}
+
+{{/* Where the operator's image may run, for the operator and the uninstall check. */}}
+{{- define "dpo.placement" -}}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+{{- toYaml . | nindent 0 }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+{{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+{{- toYaml . | nindent 0 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity:
+{{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . | quote }}
+{{- end }}
+{{- end }}
+
+{{/* Nothing that the restricted Pod Security Standard refuses. */}}
+{{- define "dpo.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{- define "dpo.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop:
+  - ALL
+{{- end }}
