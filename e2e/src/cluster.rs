@@ -1,7 +1,7 @@
 //! A real Kubernetes on this machine: one control plane, and nodes in namespaces of their own.
 //!
-//! There is one cluster for each machine, in one state directory. Its processes outlive the command that starts them;
-//! any later process attaches to it or takes it down.
+//! There is one cluster for each machine, in one state directory. Its processes outlive the command
+//! that starts them; any later process attaches to it or takes it down.
 
 pub mod certificates;
 pub mod layout;
@@ -10,6 +10,7 @@ pub mod node;
 mod cgroup;
 mod control_plane;
 mod down;
+mod lock;
 mod namespace;
 mod network;
 mod node_config;
@@ -31,8 +32,8 @@ use self::node::Node;
 use self::process::Process;
 use crate::command::run;
 use crate::parts::Binaries;
-use crate::parts::cache::Cache;
 use crate::parts::catalogue::Program;
+use crate::preflight;
 use crate::progress::Progress;
 
 /// What a cluster is started with.
@@ -62,9 +63,15 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Brings the cluster up, or finds it up already. What is left of a broken one is removed first.
+    /// Brings the cluster up, or finds it up already. What is left of a broken one is removed
+    /// first.
     pub fn up(options: &Options, progress: &Progress) -> Result<Self> {
         up::up(options, progress)
+    }
+
+    /// Installs and builds what a cluster needs, and says where every program is; starts nothing.
+    pub fn prepare(assets: Option<&Path>, progress: &Progress) -> Result<Binaries> {
+        up::binaries(assets, progress)
     }
 
     /// Finds the running cluster.
@@ -75,8 +82,10 @@ impl Cluster {
 
     /// Removes the cluster, whatever state it is in, and all that it left on this machine.
     pub fn down(progress: &Progress) -> Result<()> {
-        let _lock = Cache::of_user()?.lock(progress)?;
-        down::down(&Layout::default(), progress)
+        preflight::check_root()?;
+        let layout = Layout::default();
+        let _lock = lock::take(&layout, progress)?;
+        down::down(&layout, progress)
     }
 
     /// The nodes, `n1` first.

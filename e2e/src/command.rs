@@ -6,7 +6,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// Where the system's programs are. Said outright, because root's own path lacks half of it under some `su`.
+/// Where the system's programs are. Said outright, because root's own path lacks half of it under
+/// some `su`.
 pub const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// `program` of the system, which finds its own helpers too.
@@ -72,7 +73,8 @@ pub fn last_lines(text: &str, count: usize) -> String {
         .join("\n")
 }
 
-/// Where `program` is found: on the search path, in the system's directories, or where Go is usually installed.
+/// Where `program` is found: on the search path, in the system's directories, or where Go is
+/// usually installed.
 pub fn find_program(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)

@@ -1,8 +1,10 @@
-//! The real local cluster, the images that run on it, and what the cluster tests need to drive both.
+//! The real local cluster, the images that run on it, and what the cluster tests need to drive
+//! both.
 //!
-//! Everything here is blocking code around other programs: etcd, the Kubernetes binaries, containerd, `ip`, `nsenter`.
-//! It knows how to make, find and remove a cluster on this machine. It deliberately does not know our custom
-//! resources, our chart or what a test wants to see: that belongs to the tests.
+//! Everything here is blocking code around other programs: etcd, the Kubernetes binaries,
+//! containerd, `ip`, `nsenter`. It knows how to make, find and remove a cluster on this machine. It
+//! deliberately does not know our custom resources, our chart or what a test wants to see: that
+//! belongs to the tests.
 
 pub mod cluster;
 pub mod command;

@@ -1,4 +1,5 @@
-//! Container images without a builder: an archive that is an OCI layout and what `docker load` reads at once.
+//! Container images without a builder: an archive that is an OCI layout and what `docker load`
+//! reads at once.
 //!
 //! The same input gives the same bytes: no clock, no user, no order of a directory gets in.
 
@@ -152,6 +153,8 @@ pub fn archive(image: &Image) -> Result<Vec<u8>> {
 
 fn configuration(image: &Image, layer_digest: &str) -> serde_json::Value {
     json!({
+        // No clock gets in, and some readers want a time.
+        "created": "1970-01-01T00:00:00Z",
         "architecture": architecture(),
         "os": "linux",
         "config": {

@@ -1,7 +1,9 @@
-//! The programs that a cluster consists of: where they come from, where they are kept, how they are built.
+//! The programs that a cluster consists of: where they come from, where they are kept, how they are
+//! built.
 //!
-//! A program is looked for in the directories of existing binaries first (`--assets`, `KUBEBUILDER_ASSETS`), then in the
-//! cache; what is in neither is built from a pinned Go module. This module knows nothing of running them.
+//! A program is looked for in the directories of existing binaries first (`--assets`,
+//! `KUBEBUILDER_ASSETS`), then in the cache; what is in neither is built from a pinned Go module.
+//! This module knows nothing of running them.
 
 pub mod cache;
 pub mod catalogue;
@@ -76,6 +78,18 @@ impl Survey {
         &self.missing
     }
 
+    /// Which of `directories` bring programs.
+    pub fn used<'place>(&self, directories: &'place [PathBuf]) -> Vec<&'place PathBuf> {
+        directories
+            .iter()
+            .filter(|place| {
+                self.found
+                    .values()
+                    .any(|file| file.parent() == Some(place.as_path()))
+            })
+            .collect()
+    }
+
     /// Builds what is missing and says where everything is.
     pub fn complete(self, cache: &Cache, progress: &Progress) -> Result<Binaries> {
         let mut paths = self.found;
@@ -102,7 +116,8 @@ impl Survey {
     }
 }
 
-/// The directories of existing binaries: the one asked for, then the one that envtest users have set.
+/// The directories of existing binaries: the one asked for, then the one that envtest users have
+/// set.
 pub fn asset_directories(asked: Option<&Path>) -> Vec<PathBuf> {
     let environment = std::env::var_os("KUBEBUILDER_ASSETS").filter(|value| !value.is_empty());
     asked
@@ -139,6 +154,7 @@ mod tests {
         let survey = Survey::of(std::slice::from_ref(&assets), &cache);
         let missing: Vec<_> = survey.missing().iter().map(|part| part.name).collect();
         assert_eq!(missing, ["kubernetes-1.37", "kubernetes-1.36", "helm"]);
+        assert_eq!(survey.used(std::slice::from_ref(&assets)), [&assets]);
         assert_eq!(survey.found.get(&Program::Ctr), Some(&assets.join("ctr")));
         assert_ne!(
             survey

@@ -1,4 +1,5 @@
-//! What a machine must offer before anything on it is changed, and the Debian packages that are then installed.
+//! What a machine must offer before anything on it is changed, and the Debian packages that are
+//! then installed.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,19 +9,24 @@ use anyhow::{Context, Result, bail};
 use crate::command::{find_program, run, system};
 use crate::progress::Progress;
 
+const NOT_ROOT: &str = "not root: namespaces, mounts and network links are needed; run with sudo";
+
 /// One gibibyte.
 const GIB: u64 = 1 << 30;
 
-/// Go's build cache reaches 9 GB beside 3 GB of modules and 0.7 GB of programs; with half of it the build ends in the middle.
+/// Go's build cache reaches 9 GB beside 3 GB of modules and 0.7 GB of programs; with half of it the
+/// build ends in the middle.
 const DISK_TO_BUILD: u64 = 15 * GIB;
 
 /// Images, layers, etcd and logs of a test run; with half of it the kubelet starts to evict pods.
 const DISK_TO_RUN: u64 = 3 * GIB;
 
-/// The linker needs 3 GiB for kube-apiserver while another program compiles; with half of it the kernel kills it.
+/// The linker needs 3 GiB for kube-apiserver while another program compiles; with half of it the
+/// kernel kills it.
 const MEMORY_TO_BUILD: u64 = 4 * GIB;
 
-/// The control plane needs 0.6 GiB and each node 0.15 at rest; the rest is for pods and the tests themselves.
+/// The control plane needs 0.6 GiB and each node 0.15 at rest; the rest is for pods and the tests
+/// themselves.
 const MEMORY_TO_RUN: u64 = 3 * GIB / 2;
 
 /// A program or file, and the Debian package that brings it.
@@ -68,6 +74,18 @@ pub fn check(needs: &Needs) -> Result<()> {
     Ok(())
 }
 
+/// Refuses everybody but root.
+pub fn check_root() -> Result<()> {
+    if is_root() {
+        return Ok(());
+    }
+    bail!(NOT_ROOT);
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
 /// Installs the Debian packages that are missing, and says so.
 pub fn install_packages(progress: &Progress) -> Result<()> {
     let packages = missing_packages();
@@ -99,7 +117,8 @@ pub fn install_packages(progress: &Progress) -> Result<()> {
     Ok(())
 }
 
-/// Bytes that an unprivileged process may still write to the file system that holds, or will hold, `path`.
+/// Bytes that an unprivileged process may still write to the file system that holds, or will hold,
+/// `path`.
 fn space(path: &Path) -> Result<u64> {
     let existing = path
         .ancestors()
@@ -134,7 +153,7 @@ impl Machine {
             .transpose()?;
         Ok(Self {
             linux: cfg!(target_os = "linux"),
-            root: rustix::process::geteuid().is_root(),
+            root: is_root(),
             go,
             cache_space: space(&needs.cache)?,
             state_space: space(&needs.state)?,
@@ -166,9 +185,7 @@ fn complaints(machine: &Machine, needs: &Needs) -> Vec<String> {
         lines.push("this machine does not run Linux: namespaces and cgroups are needed".to_owned());
     }
     if !machine.root {
-        lines.push(
-            "not root: namespaces, mounts and network links are needed; run with sudo".to_owned(),
-        );
+        lines.push(NOT_ROOT.to_owned());
     }
     if building {
         lines.extend(go_complaint(machine.go.as_deref(), &needs.to_build));

@@ -138,7 +138,7 @@ fn helm() -> anyhow::Result<PathBuf> {
         "--bin",
         "local-cluster",
         "--",
-        "path",
+        "program",
         "helm",
     ]))?;
     Ok(PathBuf::from(printed.trim()))

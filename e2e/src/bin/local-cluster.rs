@@ -14,7 +14,7 @@ use clap::{Parser, Subcommand};
 use e2e::cluster::{Cluster, Options};
 use e2e::images;
 use e2e::parts::cache::Cache;
-use e2e::parts::refresh;
+use e2e::parts::{catalogue, refresh};
 use e2e::progress::Progress;
 
 /// A real Kubernetes on this machine, for tests and the demo.
@@ -45,9 +45,9 @@ enum Task {
         /// Tag of the images.
         #[arg(long, default_value = images::DEFAULT_TAG)]
         tag: String,
-        /// Directory of the archives.
-        #[arg(long, default_value = "target/images")]
-        output: PathBuf,
+        /// Directory of the archives; by default `target/images` in the workspace.
+        #[arg(long)]
+        output: Option<PathBuf>,
         /// Cargo profile.
         #[arg(long, default_value = "release")]
         profile: String,
@@ -55,12 +55,18 @@ enum Task {
         #[arg(long)]
         load: bool,
     },
+    /// Build what the cluster consists of where it is missing, and print where a program of it is.
+    Program {
+        /// File name of the program, such as `helm`.
+        name: String,
+    },
     /// Rewrite the parts' go.mod and go.sum after a version in them was changed.
     PartsRefresh,
 }
 
 fn main() -> ExitCode {
-    // Printed here and not by the runtime, which would add a stack trace where one is asked for of other programs.
+    // Printed here and not by the runtime, which would add a stack trace where one is asked for of
+    // other programs.
     match run(Arguments::parse().task, &Progress::to_stderr()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -78,6 +84,16 @@ fn run(task: Task, progress: &Progress) -> Result<()> {
             println!("export PATH={}:$PATH", cluster.programs_path().display());
             Ok(())
         }
+        Task::Program { name } => {
+            let program = catalogue::PARTS
+                .iter()
+                .flat_map(catalogue::Part::programs)
+                .find(|program| program.file_name() == name)
+                .with_context(|| format!("the cluster has no program {name:?}"))?;
+            let binaries = Cluster::prepare(None, progress)?;
+            println!("{}", binaries.path(program)?.display());
+            Ok(())
+        }
         Task::Down => Cluster::down(progress),
         Task::Status => status(),
         Task::Images {
@@ -88,7 +104,10 @@ fn run(task: Task, progress: &Progress) -> Result<()> {
         } => {
             let options = images::Options {
                 workspace: workspace()?.to_path_buf(),
-                output,
+                output: match output {
+                    Some(output) => output,
+                    None => workspace()?.join("target/images"),
+                },
                 tag,
                 profile,
             };

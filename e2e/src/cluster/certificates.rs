@@ -49,7 +49,8 @@ impl Identity {
         }
     }
 
-    /// A kubelet: client to the API server, and server to it for logs and exec, which checks the address.
+    /// A kubelet: client to the API server, and server to it for logs and exec, which checks the
+    /// address.
     fn kubelet(node: Place) -> Self {
         Self {
             served: vec![node.address().to_string(), node.name()],

@@ -37,7 +37,8 @@ pub fn create(name: &str) -> Result<()> {
     }
     for hierarchy in hierarchies {
         let directory = hierarchy.root.join(name);
-        // Beside version 1 (hybrid) the controllers are all there, and version 2 only keeps track of processes.
+        // Beside version 1 (hybrid) the controllers are all there, and version 2 only keeps track
+        // of processes.
         if hierarchy.version == Version::Two && hierarchy.root == Path::new(MOUNT_POINT) {
             pass_controllers_on(&hierarchy.root)?;
         }
@@ -57,7 +58,8 @@ pub fn create(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Ends every process below `name` in every hierarchy, then removes the directories, the deepest first.
+/// Ends every process below `name` in every hierarchy, then removes the directories, the deepest
+/// first.
 pub fn remove(name: &str) -> Result<()> {
     for hierarchy in hierarchies()? {
         let directory = hierarchy.root.join(name);
@@ -108,7 +110,8 @@ fn parse_mounts(mounts: &str) -> Vec<Hierarchy> {
     found
 }
 
-/// In version 2 a directory's children get only the controllers that it passes on. This stays: others may rely on it.
+/// In version 2 a directory's children get only the controllers that it passes on. This stays:
+/// others may rely on it.
 fn pass_controllers_on(root: &Path) -> Result<()> {
     let available = fs::read_to_string(root.join("cgroup.controllers"))
         .with_context(|| format!("failed to read the controllers of {:?}", root.display()))?;

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::layout::{API_PORT, ETCD_PEER_PORT, ETCD_PORT, HOST_ADDRESS, Layout};
+use super::layout::{
+    API_PORT, CONTROLLER_MANAGER_PORT, ETCD_PEER_PORT, ETCD_PORT, HOST_ADDRESS, Layout,
+    SCHEDULER_PORT,
+};
 use super::process::Process;
 use super::wait;
 use crate::command::run;
@@ -52,11 +55,17 @@ pub fn start(layout: &Layout, binaries: &Binaries) -> Result<()> {
     Ok(())
 }
 
-/// Starts the API server and waits until it says that it is ready.
+/// Starts the API server, unless it runs, and waits until it says that it is ready.
 pub fn start_api_server(layout: &Layout, binaries: &Binaries) -> Result<()> {
-    let mut server = Command::new(binaries.path(Program::ApiServer)?);
-    server.args(api_server_arguments(layout));
-    let process = Process::start(layout, "apiserver", &server)?;
+    let running = Process::find(layout, "apiserver")?.filter(Process::is_running);
+    let process = match running {
+        Some(process) => process,
+        None => {
+            let mut server = Command::new(binaries.path(Program::ApiServer)?);
+            server.args(api_server_arguments(layout));
+            Process::start(layout, "apiserver", &server)?
+        }
+    };
     let etcd = Process::expect(layout, "etcd")?;
     wait::until(
         "readiness of the API server",
@@ -132,7 +141,8 @@ current-context: local
 fn etcd_arguments(layout: &Layout) -> Vec<String> {
     vec![
         format!("--data-dir={}", layout.etcd().display()),
-        // The cluster does not outlive its machine, and a slow disk must not decide how long a test takes.
+        // The cluster does not outlive its machine, and a slow disk must not decide how long a test
+        // takes.
         "--unsafe-no-fsync".to_owned(),
         format!("--listen-client-urls=http://127.0.0.1:{ETCD_PORT}"),
         format!("--advertise-client-urls=http://127.0.0.1:{ETCD_PORT}"),
@@ -175,7 +185,8 @@ fn api_server_arguments(layout: &Layout) -> Vec<String> {
         format!("--audit-policy-file={}", layout.audit_policy().display()),
         format!("--audit-log-path={}", layout.audit_log().display()),
         "--audit-log-format=json".to_owned(),
-        // Megabytes. A test that counts lines must not meet a rotated file; a day of tests writes less.
+        // Megabytes. A test that counts lines must not meet a rotated file; a day of tests writes
+        // less.
         "--audit-log-maxsize=2000".to_owned(),
         "--audit-log-maxbackup=1".to_owned(),
     ]
@@ -197,15 +208,19 @@ fn controller_manager_arguments(layout: &Layout) -> Vec<String> {
             layout.root().join("volume-plugins").display()
         ),
     ];
-    arguments.extend(controller_arguments(layout, "controller-manager"));
+    arguments.extend(controller_arguments(
+        layout,
+        "controller-manager",
+        CONTROLLER_MANAGER_PORT,
+    ));
     arguments
 }
 
 fn scheduler_arguments(layout: &Layout) -> Vec<String> {
-    controller_arguments(layout, "scheduler")
+    controller_arguments(layout, "scheduler", SCHEDULER_PORT)
 }
 
-fn controller_arguments(layout: &Layout, user: &str) -> Vec<String> {
+fn controller_arguments(layout: &Layout, user: &str, port: u16) -> Vec<String> {
     let kubeconfig = layout.kubeconfig(user);
     let mut arguments: Vec<_> = [
         "kubeconfig",
@@ -216,6 +231,7 @@ fn controller_arguments(layout: &Layout, user: &str) -> Vec<String> {
     .into();
     arguments.push("--leader-elect=false".to_owned());
     arguments.push("--bind-address=127.0.0.1".to_owned());
+    arguments.push(format!("--secure-port={port}"));
     arguments
 }
 

@@ -13,7 +13,8 @@ use super::{cgroup, control_plane, network};
 use crate::parts::Binaries;
 use crate::progress::Progress;
 
-/// Ends every process of the cluster and removes links, cgroups and state. Nothing happens if there is none.
+/// Ends every process of the cluster and removes links, cgroups and state. Nothing happens if there
+/// is none.
 pub(super) fn down(layout: &Layout, progress: &Progress) -> Result<()> {
     let nodes: Vec<_> = Place::first(MOST_NODES)
         .filter(|place| {

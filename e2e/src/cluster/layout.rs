@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use crate::parts::catalogue::Program;
 
-/// State of the one cluster of this machine. Short, because a unix socket path has at most 107 bytes.
+/// State of the one cluster of this machine. Short, because a unix socket path has at most 107
+/// bytes.
 pub const STATE: &str = "/var/lib/dpo-cluster";
 
 /// The bridge between the nodes and the host.
@@ -22,6 +23,12 @@ pub const ETCD_PORT: u16 = 12379;
 
 /// Where etcd would listen for other members.
 pub const ETCD_PEER_PORT: u16 = 12380;
+
+/// Where the controller manager answers about itself: its usual port.
+pub const CONTROLLER_MANAGER_PORT: u16 = 10257;
+
+/// Where the scheduler answers about itself: its usual port.
+pub const SCHEDULER_PORT: u16 = 10259;
 
 /// The `kubernetes` Service, by which pods reach the API server.
 pub const SERVICE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);

@@ -1,4 +1,5 @@
-//! The mount, network and UTS namespaces that make a node, held open by a process that does nothing.
+//! The mount, network and UTS namespaces that make a node, held open by a process that does
+//! nothing.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -34,7 +35,8 @@ pub fn create(layout: &Layout, node: Place) -> Result<Process> {
         "infinity",
     ]);
     let holder = Process::start(layout, &holder_name(node), &command)?;
-    // The process is there before it has left the host's namespaces; entered too early, the host would be changed.
+    // The process is there before it has left the host's namespaces; entered too early, the host
+    // would be changed.
     super::wait::until(
         "namespaces of their own",
         Duration::from_secs(10),
@@ -54,7 +56,8 @@ pub fn enter(holder: &Process, program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// Ends every process in the mount namespaces of `node`, its shims among them, and then there are no namespaces.
+/// Ends every process in the mount namespaces of `node`, its shims among them, and then there are
+/// no namespaces.
 pub fn end_processes(layout: &Layout, node: Place) -> Result<()> {
     let begun = Instant::now();
     loop {
@@ -86,7 +89,8 @@ fn is_apart(pid: i32) -> Result<bool> {
     Ok(command.starts_with(b"sleep\0"))
 }
 
-/// Processes whose root shows the node's mark: a number of a namespace may be another's after it has gone, a mark may not.
+/// Processes whose root shows the node's mark: a number of a namespace may be another's after it
+/// has gone, a mark may not.
 fn inhabitants(layout: &Layout, node: Place) -> Result<Vec<i32>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {

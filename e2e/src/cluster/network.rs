@@ -1,8 +1,12 @@
 //! The bridge on the host and each node's cable to it.
 
+use std::net::{Ipv4Addr, TcpListener};
+
 use anyhow::{Context, Result, bail};
 
-use super::layout::{BRIDGE, HOST_ADDRESS, Place};
+use super::layout::{
+    BRIDGE, CONTROLLER_MANAGER_PORT, ETCD_PEER_PORT, ETCD_PORT, HOST_ADDRESS, Place, SCHEDULER_PORT,
+};
 use crate::command::{output, run, system};
 
 /// Makes the bridge with the host's address.
@@ -43,6 +47,21 @@ pub fn check_addresses_are_free() -> Result<()> {
     let routes = run(system("ip").args(["-4", "route", "show"]))?;
     if let Some(route) = conflicting_route(&routes) {
         bail!("the cluster's network 10.200.0.0/24 is in use on this machine: {route}");
+    }
+    Ok(())
+}
+
+/// Refuses a machine where another program listens on a port that the control plane needs.
+pub fn check_ports_are_free() -> Result<()> {
+    for port in [
+        ETCD_PORT,
+        ETCD_PEER_PORT,
+        CONTROLLER_MANAGER_PORT,
+        SCHEDULER_PORT,
+    ] {
+        TcpListener::bind((Ipv4Addr::LOCALHOST, port)).with_context(|| {
+            format!("port {port} on 127.0.0.1 is needed for the cluster's control plane")
+        })?;
     }
     Ok(())
 }

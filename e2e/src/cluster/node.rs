@@ -51,13 +51,19 @@ impl Node {
         self.place.address()
     }
 
-    /// Its directory on the host. `var-lib` and `run` below it are `/var/lib` and `/run` on the node.
+    /// Its directory on the host. `var-lib` and `run` below it are `/var/lib` and `/run` on the
+    /// node.
     pub fn directory(&self) -> PathBuf {
         self.layout.node(self.place)
     }
 
-    /// Switches it on: namespaces, containerd with the cluster's images, kubelet. The kubelet registers the node by itself.
+    /// Switches it on: namespaces, containerd with the cluster's images, kubelet. The kubelet
+    /// registers the node by itself. A node that is on stays as it is.
     pub fn start(&self) -> Result<()> {
+        if self.is_running() {
+            return Ok(());
+        }
+        self.stop()?;
         self.start_runtime()?;
         self.start_kubelet()
     }
@@ -97,7 +103,8 @@ impl Node {
         Ok(())
     }
 
-    /// Pulls the plug: kubelet, containerd and all containers end at once, `/run` and `/dev` are empty afterwards.
+    /// Pulls the plug: kubelet, containerd and all containers end at once, `/run` and `/dev` are
+    /// empty afterwards.
     pub fn stop(&self) -> Result<()> {
         self.stop_processes()?;
         // What a machine forgets when it is switched off.
@@ -122,19 +129,28 @@ impl Node {
         network::disconnect(self.place)
     }
 
-    /// Starts the kubelet and waits until it says that it is healthy.
+    /// Starts the kubelet, unless it runs, and waits until it says that it is healthy.
     pub fn start_kubelet(&self) -> Result<()> {
-        let holder = self.holder()?;
         let containerd = Process::expect(&self.layout, &self.process("containerd"))?;
-        let mut kubelet = namespace::enter(&holder, self.directory().join("bin/kubelet"));
-        kubelet.args(node_config::kubelet_arguments(&self.layout, self.place));
-        let process = Process::start(&self.layout, &self.process("kubelet"), &kubelet)?;
+        // A second kubelet would wipe the first one's sockets and pods.
+        let running = Process::find(&self.layout, &self.process("kubelet"))?
+            .filter(|process| process.is_running());
+        let process = match running {
+            Some(process) => process,
+            None => self.spawn_kubelet()?,
+        };
         wait::until(
             &format!("health of the kubelet on {}", self.name()),
             START_DEADLINE,
             &[&process, &containerd],
             || Ok(self.kubelet_ready().then_some(())),
         )
+    }
+
+    fn spawn_kubelet(&self) -> Result<Process> {
+        let mut kubelet = namespace::enter(&self.holder()?, self.directory().join("bin/kubelet"));
+        kubelet.args(node_config::kubelet_arguments(&self.layout, self.place));
+        Process::start(&self.layout, &self.process("kubelet"), &kubelet)
     }
 
     /// Ends the kubelet; containers go on.

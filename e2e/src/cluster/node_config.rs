@@ -1,4 +1,5 @@
-//! Texts that a node's programs read: kubelet, containerd, CNI, and the script that makes its namespaces a machine.
+//! Texts that a node's programs read: kubelet, containerd, CNI, and the script that makes its
+//! namespaces a machine.
 
 use std::path::Path;
 
@@ -15,7 +16,8 @@ pub const MARK: &str = "/run/dpo-node";
 /// Name of the image that holds a pod's namespaces open.
 pub const PAUSE_IMAGE: &str = "localhost/pause:1";
 
-/// Devices that every node has in [`TEST_DEVICES`]: name and numbers of `/dev/fuse`, `/dev/null`, `/dev/zero`, `/dev/net/tun`.
+/// Devices that every node has in [`TEST_DEVICES`]: name and numbers of `/dev/fuse`, `/dev/null`,
+/// `/dev/zero`, `/dev/net/tun`.
 const COMMON_DEVICES: [(&str, u32, u32); 4] = [
     ("fuse", 10, 229),
     ("null", 1, 3),
@@ -138,10 +140,12 @@ pub fn network(node: Place) -> String {
     format!("{network:#}\n")
 }
 
-/// What turns fresh mount, network and UTS namespaces into the node. Run once in them, before anything else is there.
+/// What turns fresh mount, network and UTS namespaces into the node. Run once in them, before
+/// anything else is there.
 ///
-/// `/run`, `/var/lib`, `/var/log`, `/dev` and what is written to `/etc` are the node's own: no directory has to be made on
-/// the host, nothing leaks to it, and two nodes never meet in a lock file, a socket or a device.
+/// `/run`, `/var/lib`, `/var/log`, `/dev` and what is written to `/etc` are the node's own: no
+/// directory has to be made on the host, nothing leaks to it, and two nodes never meet in a lock
+/// file, a socket or a device.
 pub fn setup_script(
     layout: &Layout,
     node: Place,
@@ -159,8 +163,8 @@ umask 022
 mkdir -p {own}/run {own}/var-lib{state_below} {own}/log/pods {own}/etc {own}/etc-work {own}/dev {own}/bin {own}/cni
 mkdir -p {own}/run/cdi {own}/run/udev {own}/run/netns {own}/run/device-plugin-agent {own}/run/lock
 echo {own} > {own}{MARK}
-# First of all: mount(8) itself keeps files there.
-mount --bind {own}/run /run
+# First of all, and not with mount(8): it keeps files of its own there.
+busybox mount -o bind {own}/run /run
 ",
         state_below = state.trim_start_matches("/var/lib"),
     );
@@ -319,8 +323,11 @@ mod tests {
             };
             let shared = place("mount --make-rshared /");
             let mut before = None;
-            for (source, target) in [("run", "/run"), ("log", "/var/log")] {
-                let at = place(&format!("mount --bind {own}/{source} {target}"));
+            for line in [
+                format!("busybox mount -o bind {own}/run /run"),
+                format!("mount --bind {own}/log /var/log"),
+            ] {
+                let at = place(&line);
                 assert!(before < at && at < shared, "{script}");
                 before = at;
             }

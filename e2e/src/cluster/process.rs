@@ -1,7 +1,7 @@
 //! Processes that outlive the command that started them.
 //!
-//! Each is recorded in a file with its pid, its start time and the boot it belongs to, so that a later command finds it
-//! and never takes a stranger's process for it.
+//! Each is recorded in a file with its pid, its start time and the boot it belongs to, so that a
+//! later command finds it and never takes a stranger's process for it.
 
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
@@ -20,7 +20,8 @@ use crate::command::{last_lines, system};
 /// How often a process that must end is looked at.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// After SIGKILL a process ends as soon as the kernel has freed its memory; half a gigabyte takes a tenth of a second.
+/// After SIGKILL a process ends as soon as the kernel has freed its memory; half a gigabyte takes a
+/// tenth of a second.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A process of the cluster, running or not.
@@ -42,7 +43,8 @@ struct Identity {
 }
 
 impl Process {
-    /// Starts `command` in a session of its own, with its output in a log file. `command` must not fork.
+    /// Starts `command` in a session of its own, with its output in a log file. `command` must not
+    /// fork.
     pub fn start(layout: &Layout, name: &str, command: &Command) -> Result<Self> {
         let log = layout.logs().join(format!("{name}.log"));
         let file = OpenOptions::new()
@@ -182,7 +184,8 @@ impl Process {
         let Some(pid) = Pid::from_raw(self.identity.pid) else {
             return Ok(());
         };
-        // The descriptor holds the process fast: between look and signal its pid cannot become another's.
+        // The descriptor holds the process fast: between look and signal its pid cannot become
+        // another's.
         let Ok(descriptor) = pidfd_open(pid, PidfdFlags::empty()) else {
             return Ok(());
         };
@@ -222,7 +225,8 @@ impl Identity {
     }
 }
 
-/// When the process `pid` started; `None` if there is none, or only what is left of one until its parent looks.
+/// When the process `pid` started; `None` if there is none, or only what is left of one until its
+/// parent looks.
 fn start_time(pid: i32) -> Result<Option<u64>> {
     match fs::read_to_string(format!("/proc/{pid}/stat")) {
         Ok(stat) => Ok(parse_stat(&stat)),
@@ -235,7 +239,8 @@ fn start_time(pid: i32) -> Result<Option<u64>> {
     }
 }
 
-/// The program's name stands in parentheses and may hold anything, so fields are counted from the last one.
+/// The program's name stands in parentheses and may hold anything, so fields are counted from the
+/// last one.
 fn parse_stat(stat: &str) -> Option<u64> {
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_whitespace();

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,9 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use super::layout::{Layout, MOST_NODES, Place};
 use super::node::Node;
 use super::record::{self, Record};
-use super::{Cluster, Options, certificates, control_plane, down, network, node_config, wait};
+use super::{
+    Cluster, Options, certificates, control_plane, down, lock, network, node_config, wait,
+};
 use crate::images;
 use crate::parts::cache::Cache;
 use crate::parts::catalogue::Program;
@@ -18,7 +21,8 @@ use crate::parts::{Binaries, Survey, asset_directories};
 use crate::preflight::{self, Needs};
 use crate::progress::Progress;
 
-/// Nodes are Ready 2 s after their kubelets have started, once the network's configuration was seen.
+/// Nodes are Ready 2 s after their kubelets have started, once the network's configuration was
+/// seen.
 const READY_DEADLINE: Duration = Duration::from_secs(90);
 
 /// Numbered steps of starting a cluster.
@@ -31,21 +35,8 @@ pub(super) fn up(options: &Options, progress: &Progress) -> Result<Cluster> {
         options.nodes
     );
     let layout = Layout::default();
-    let cache = Cache::of_user()?;
-    let assets = asset_directories(options.assets.as_deref());
-    let survey = Survey::of(&assets, &cache);
-    preflight::check(&Needs {
-        to_build: survey
-            .missing()
-            .iter()
-            .map(|part| part.name.to_owned())
-            .collect(),
-        cache: cache.root().to_path_buf(),
-        state: layout.root().to_path_buf(),
-    })?;
-    preflight::install_packages(progress)?;
-    let binaries = survey.complete(&cache, progress)?;
-    let _lock = cache.lock(progress)?;
+    let binaries = binaries(options.assets.as_deref(), progress)?;
+    let _lock = lock::take(&layout, progress)?;
     if let Some(cluster) = running(&layout, options, progress)? {
         return Ok(cluster);
     }
@@ -58,6 +49,31 @@ pub(super) fn up(options: &Options, progress: &Progress) -> Result<Cluster> {
         begun.elapsed().as_secs_f64()
     ));
     Ok(cluster)
+}
+
+/// Checks the machine, installs and builds what is missing, and says where every program is.
+pub(super) fn binaries(assets: Option<&Path>, progress: &Progress) -> Result<Binaries> {
+    let layout = Layout::default();
+    let cache = Cache::of_user()?;
+    let assets = asset_directories(assets);
+    let survey = Survey::of(&assets, &cache);
+    preflight::check(&Needs {
+        to_build: survey
+            .missing()
+            .iter()
+            .map(|part| part.name.to_owned())
+            .collect(),
+        cache: cache.root().to_path_buf(),
+        state: layout.root().to_path_buf(),
+    })?;
+    if !layout.root().exists() {
+        network::check_ports_are_free()?;
+    }
+    preflight::install_packages(progress)?;
+    for directory in survey.used(&assets) {
+        progress.note(format_args!("using binaries of {:?}", directory.display()));
+    }
+    survey.complete(&cache, progress)
 }
 
 /// The cluster that is up already. What is there but not healthy is removed.

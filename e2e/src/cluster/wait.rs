@@ -1,4 +1,5 @@
-//! Waiting for a state of the cluster, with a deadline and an eye on the processes that must bring it about.
+//! Waiting for a state of the cluster, with a deadline and an eye on the processes that must bring
+//! it about.
 
 use std::time::{Duration, Instant};
 
@@ -6,10 +7,12 @@ use anyhow::{Context, Result, bail};
 
 use super::process::Process;
 
-/// Pause between two looks: small beside the seconds that components need, large beside the cost of a look.
+/// Pause between two looks: small beside the seconds that components need, large beside the cost of
+/// a look.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Looks until `look` yields something. What it says meanwhile becomes part of the message when the deadline has passed.
+/// Looks until `look` yields something. What it says meanwhile becomes part of the message when the
+/// deadline has passed.
 ///
 /// A process of `watched` that has ended ends the wait at once.
 pub fn until<T>(

@@ -22,13 +22,17 @@ const FOREIGN: [&str; 6] = [
     "GOBIN",
 ];
 
+/// How the names of directories begin in which something is being built.
+const UNFINISHED: &str = ".building-";
+
 /// Builds `parts` into the cache; another process may have done some of it since it was looked for.
 pub(super) fn parts(parts: &[&Part], cache: &Cache, progress: &Progress) -> Result<()> {
-    // A directory of its own, removed afterwards: it grows to 9 GB, and the user's own build cache would keep them.
-    // An interrupted build leaves it, and the next one continues from there.
+    // A directory of its own, removed afterwards: it grows to 9 GB, and the user's own build cache
+    // would keep them. An interrupted build leaves it, and the next one continues from there.
     let go_cache = cache.parts().join("go-build");
     fs::create_dir_all(&go_cache)
         .with_context(|| format!("failed to create {:?}", go_cache.display()))?;
+    remove_unfinished(&cache.parts())?;
     let steps = progress.steps(parts.len());
     for part in parts {
         let target = cache.part_directory(part);
@@ -38,10 +42,11 @@ pub(super) fn parts(parts: &[&Part], cache: &Cache, progress: &Progress) -> Resu
         }
         let names: Vec<_> = part.built_files().map(|(_, name)| name).collect();
         steps.step(format_args!(
-            "building {} {} ({})",
+            "building {} {} ({}), about {} min on two cores",
             part.name,
             part.version(),
-            names.join(", ")
+            names.join(", "),
+            part.minutes
         ));
         let begun = Instant::now();
         one(part, &target, &go_cache)
@@ -52,13 +57,27 @@ pub(super) fn parts(parts: &[&Part], cache: &Cache, progress: &Progress) -> Resu
         .with_context(|| format!("failed to remove {:?}", go_cache.display()))
 }
 
+/// Removes what killed builds left; the cache's lock is held, so nobody builds there now.
+fn remove_unfinished(directory: &Path) -> Result<()> {
+    for entry in fs::read_dir(directory)
+        .with_context(|| format!("failed to list {:?}", directory.display()))?
+    {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            fs::remove_dir_all(entry.path())
+                .with_context(|| format!("failed to remove {:?}", entry.path().display()))?;
+        }
+    }
+    Ok(())
+}
+
 /// Builds one part beside its place and renames: an interrupted build leaves no half part behind.
 fn one(part: &Part, target: &Path, go_cache: &Path) -> Result<()> {
     let parent = target
         .parent()
         .context("a part's directory has no parent")?;
     let scratch = tempfile::Builder::new()
-        .prefix(".building-")
+        .prefix(UNFINISHED)
         .tempdir_in(parent)?;
     let module = scratch.path().join("module");
     let built = scratch.path().join("built");
@@ -91,7 +110,8 @@ pub(super) fn go() -> Result<Command> {
     command
         .env("CGO_ENABLED", "0")
         .env("GOTOOLCHAIN", GO_TOOLCHAIN)
-        // Not empty: Go takes an empty variable for an unset one and reads the user's own flags from its settings file.
+        // Not empty: Go takes an empty variable for an unset one and reads the user's own flags
+        // from its settings file.
         .env("GOFLAGS", "-buildvcs=false")
         .env("GOWORK", "off");
     for variable in FOREIGN {

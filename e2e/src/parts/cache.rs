@@ -49,7 +49,7 @@ impl Cache {
         self.parts().join(format!("{}-{}", part.name, key(part)))
     }
 
-    /// Keeps other processes from building or starting a cluster until the file is dropped.
+    /// Keeps other processes from building parts until the file is dropped.
     pub fn lock(&self, progress: &Progress) -> Result<File> {
         fs::create_dir_all(&self.root)
             .with_context(|| format!("failed to create {:?}", self.root.display()))?;
@@ -59,7 +59,7 @@ impl Cache {
         if file.try_lock().is_ok() {
             return Ok(file);
         }
-        progress.note("waiting for another process that builds, starts or removes a cluster");
+        progress.note("waiting for another process that builds parts");
         file.lock()
             .with_context(|| format!("failed to lock {:?}", path.display()))?;
         Ok(file)
@@ -76,7 +76,8 @@ pub fn key(part: &Part) -> String {
     )
 }
 
-/// Sixteen hex digits over `fields`. Each goes in with its length: the same bytes cut elsewhere are other fields.
+/// Sixteen hex digits over `fields`. Each goes in with its length: the same bytes cut elsewhere are
+/// other fields.
 fn digest<'field>(fields: impl Iterator<Item = &'field str>) -> String {
     let mut hash = Sha256::new();
     for field in fields {
@@ -111,7 +112,8 @@ mod tests {
             .map(|fields| digest(fields.into_iter()))
             .collect();
         assert_eq!(keys.len(), 5);
-        // Pinned: a change of the scheme throws every user's built programs away, and must be meant.
+        // Pinned: a change of the scheme throws every user's built programs away, and must be
+        // meant.
         assert_eq!(digest(["go.mod", "go.sum"].into_iter()), "e54928d8248fe98d");
     }
 }

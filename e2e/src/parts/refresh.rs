@@ -1,7 +1,8 @@
 //! Rewriting the parts' module files after a version was changed by hand.
 //!
-//! `k8s.io/kubernetes` requires its staging modules at `v0.0.0` and replaces them by local directories, which importers
-//! do not inherit. Each is replaced by its published tag here: `v0.X.Y` goes with `v1.X.Y`.
+//! `k8s.io/kubernetes` requires its staging modules at `v0.0.0` and replaces them by local
+//! directories, which importers do not inherit. Each is replaced by its published tag here:
+//! `v0.X.Y` goes with `v1.X.Y`.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +16,8 @@ use crate::progress::Progress;
 
 const KUBERNETES_MODULE: &str = "k8s.io/kubernetes";
 
-/// Brings the `go.mod` and `go.sum` of every part below `directory` in line with the versions that they require.
+/// Brings the `go.mod` and `go.sum` of every part below `directory` in line with the versions that
+/// they require.
 pub fn module_files(directory: &Path, progress: &Progress) -> Result<()> {
     let steps = progress.steps(PARTS.len());
     for part in &PARTS {
