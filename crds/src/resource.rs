@@ -99,7 +99,7 @@ pub struct PathDiscovery {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("!has(self.unhealthy) || self.unhealthy.all(i, i < self.count)")
-        .message(Message::Expression("'unhealthy names devices by their index, 0 to count - 1 (' + string(self.count - 1) + ')'".into()))
+        .message("unhealthy names devices by their index: each must be at least 0 and less than count")
 )]
 pub struct SimulatedDiscovery {
     /// How many devices, 0 to 256.

@@ -358,7 +358,7 @@ fn simulated_refusals() -> Vec<Refusal> {
         UNHEALTHY,
         json!([0, 2]),
         field,
-        &["0 to count - 1 (1)"],
+        &["less than count"],
     )]
 }
 

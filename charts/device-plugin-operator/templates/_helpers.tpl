@@ -1,16 +1,11 @@
-{{/* Name of the chart, or what replaces it. */}}
-{{- define "dpo.name" -}}
-{{- default .Chart.Name .Values.nameOverride | trunc 48 | trimSuffix "-" -}}
-{{- end }}
-
 {{/* Name of the objects: room is left for the longest suffix, "-uninstall-check". */}}
 {{- define "dpo.fullname" -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride | trunc 47 | trimSuffix "-" -}}
-{{- else if contains (include "dpo.name" .) .Release.Name -}}
+{{- else if contains .Chart.Name .Release.Name -}}
 {{- .Release.Name | trunc 47 | trimSuffix "-" -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name (include "dpo.name" .) | trunc 47 | trimSuffix "-" -}}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 47 | trimSuffix "-" -}}
 {{- end -}}
 {{- end }}
 
@@ -24,20 +19,19 @@ device-plugin-agent
 
 {{/* Labels that select the operator's pod. Frozen: a Deployment's selector cannot be changed. */}}
 {{- define "dpo.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "dpo.name" . }}
+app.kubernetes.io/name: {{ .Chart.Name }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: operator
 {{- end }}
 
-{{/* Labels of every object but the operator's pod. Call with the component as "component". */}}
+{{/* Labels of every object; a template adds app.kubernetes.io/component. */}}
 {{- define "dpo.labels" -}}
-helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
-app.kubernetes.io/name: {{ include "dpo.name" .root }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
-app.kubernetes.io/component: {{ .component }}
-app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/part-of: device-plugin-operator
-app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
 {{/* Reference of an image. Call with "root", "image" and "registry". */}}
