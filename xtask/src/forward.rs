@@ -1,11 +1,19 @@
-//! Handing a task to a program of the crate `e2e`, which is too heavy to be built with this one.
+//! Handing a task to a program of the crate `e2e`.
 
-use crate::workspace::{cargo, run};
+use crate::steps::note;
+use crate::workspace::{built, cargo, run};
 
-/// Runs a program of `e2e`.
+/// Runs a program of `e2e`, built first; cargo shows how far that is.
 pub fn to(program: &str, first: &[&str], arguments: &[String]) -> anyhow::Result<()> {
-    run(cargo()
-        .args(["run", "--quiet", "--package", "e2e", "--bin", program, "--"])
+    let mut command = cargo();
+    command.arg("run");
+    if built(program) {
+        command.arg("--quiet");
+    } else {
+        note(&format!("building {program} (a few minutes, once)"));
+    }
+    run(command
+        .args(["--package", "e2e", "--bin", program, "--"])
         .args(first)
         .args(arguments))
 }

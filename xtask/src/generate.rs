@@ -1,4 +1,8 @@
-//! Files that are generated from the crates and kept in the tree.
+//! Files that are generated and kept in the tree, so that a reader and `helm` need no tool of ours.
+
+mod definitions;
+mod reference;
+pub mod values;
 
 use std::path::PathBuf;
 
@@ -6,48 +10,30 @@ use anyhow::{Context, bail};
 
 use crate::workspace::root;
 
-/// Path in the tree and text of each generated file.
-fn files() -> anyhow::Result<Vec<(PathBuf, String)>> {
-    let mut files = Vec::new();
-    for (name, text) in
-        crds::manifests::files().context("failed to write the definitions as YAML")?
-    {
-        files.push((
-            PathBuf::from("charts/device-plugin-operator/templates").join(format!("crd-{name}")),
-            template(&text)?,
-        ));
-        files.push((PathBuf::from("crds/manifests").join(name), text));
-    }
-    Ok(files)
-}
+/// A file of the tree: its path from the root, and its text.
+pub type File = (PathBuf, String);
 
-/// A definition as a template of the chart: installed if `crds.enabled`, kept if `crds.keep`.
-fn template(definition: &str) -> anyhow::Result<String> {
-    // Go templates have nothing to say in our texts; a brace pair in one would change its meaning.
-    anyhow::ensure!(
-        !definition.contains("{{"),
-        "a definition holds {{{{, which helm would expand"
-    );
-    let name = "metadata:\n  name: ";
-    let (before, after) = definition
-        .split_once(name)
-        .context("a definition without metadata.name")?;
-    let keep = "metadata:\n  {{- if .Values.crds.keep }}\n  annotations:\n    helm.sh/resource-policy: keep\n  {{- end }}\n  labels:\n    {{- include \"dpo.labels\" . | nindent 4 }}\n  name: ";
-    Ok(format!(
-        "{{{{- if .Values.crds.enabled }}}}\n{before}{keep}{after}{{{{- end }}}}\n"
-    ))
+fn files() -> anyhow::Result<Vec<File>> {
+    let mut files = definitions::files()?;
+    files.push(reference::file());
+    files.push(values::file()?);
+    Ok(files)
 }
 
 /// Writes them.
 pub fn write() -> anyhow::Result<()> {
     for (path, text) in files()? {
-        std::fs::write(root().join(&path), text)
-            .with_context(|| format!("failed to write {path:?}"))?;
+        let place = root().join(&path);
+        if let Some(directory) = place.parent() {
+            std::fs::create_dir_all(directory)
+                .with_context(|| format!("failed to make {directory:?}"))?;
+        }
+        std::fs::write(place, text).with_context(|| format!("failed to write {path:?}"))?;
     }
     Ok(())
 }
 
-/// Fails and names each that is not as it would be written.
+/// Fails and names each that is not, byte for byte, as it would be written.
 pub fn compare() -> anyhow::Result<()> {
     let stale: Vec<String> = files()?
         .into_iter()

@@ -1,4 +1,7 @@
 //! What cargo alone cannot say: generation, checks, tests, images, the local cluster and the demo.
+//!
+//! It knows nothing of clusters itself: what needs one is a program of the crate `e2e`, which is
+//! too heavy to be built before the first word is printed.
 
 mod chart;
 mod check;
@@ -8,6 +11,8 @@ mod steps;
 mod suite;
 mod tools;
 mod workspace;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -21,19 +26,22 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Write what is generated: crds/manifests, the chart's CRD templates, docs/api.md.
+    /// Write what is generated: crds/manifests, parts of the chart, docs/api.md.
     Gen {
         /// Write nothing; fail and name what differs.
         #[arg(long)]
         check: bool,
     },
-    /// Check formatting, lints, dependencies, purity of the cores, generated files and the chart.
-    Check,
-    /// Run everything: check, unit and shell tests, and the tests on a real local cluster.
+    /// Check formatting, lints, dependencies, purity of the cores, generated files, chart, spelling.
+    Check {
+        /// Only steps whose name contains this word, such as `chart`.
+        word: Option<String>,
+    },
+    /// Run everything: the checks, unit and shell tests, and the tests on a real local cluster.
     Test {
-        /// Run one part only.
-        #[arg(long, value_enum)]
-        only: Option<suite::Part>,
+        /// Run these parts only.
+        #[arg(long, value_enum, value_delimiter = ',')]
+        only: Vec<suite::Part>,
     },
     /// Start, stop or look at the local cluster: `up [--nodes N] [--assets DIR]`, `down`, `status`.
     Cluster {
@@ -51,12 +59,22 @@ enum Task {
     Demo,
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().task {
+fn main() -> ExitCode {
+    match run(Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            steps::failure(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> anyhow::Result<()> {
+    match task {
         Task::Gen { check: false } => generate::write(),
         Task::Gen { check: true } => generate::compare(),
-        Task::Check => check::run(&steps::Steps::new(check::STEPS)),
-        Task::Test { only } => suite::run(only),
+        Task::Check { word } => suite::check(word.as_deref().unwrap_or_default()),
+        Task::Test { only } => suite::run(&only),
         Task::Cluster { arguments } => forward::to("local-cluster", &[], &arguments),
         Task::Image { arguments } => forward::to("local-cluster", &["images"], &arguments),
         Task::Demo => forward::to("demo", &[], &[]),

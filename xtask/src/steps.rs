@@ -8,6 +8,8 @@
 use std::cell::Cell;
 use std::time::Instant;
 
+use anyhow::Context;
+
 /// Numbered steps.
 pub struct Steps {
     total: usize,
@@ -29,7 +31,7 @@ impl Steps {
         self.begun.set(number);
         eprintln!("[{number}/{}] {what}", self.total);
         let begun = Instant::now();
-        act()?;
+        act().with_context(|| format!("step {number} ({what}) failed"))?;
         eprintln!("      {what}: {:.1} s", begun.elapsed().as_secs_f64());
         Ok(())
     }
@@ -38,4 +40,9 @@ impl Steps {
 /// Says something beside the steps.
 pub fn note(line: &str) {
     eprintln!("      {line}");
+}
+
+/// Says why the command fails, with the whole chain of causes.
+pub fn failure(error: &anyhow::Error) {
+    eprintln!("error: {error:#}");
 }

@@ -1,57 +1,94 @@
 //! Everything that shows that the product works, in one command.
 
+use std::time::Instant;
+
+use anyhow::ensure;
 use clap::ValueEnum;
 
 use crate::check;
 use crate::steps::{Steps, note};
-use crate::workspace::{cargo, run as run_program};
+use crate::workspace::{cache, cargo, run as run_program};
 
 /// Parts of the suite.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Part {
-    /// Formatting, lints, dependencies, generated files, chart, spelling.
+    /// Formatting, lints, dependencies, purity, generated files, chart, spelling.
     Check,
     /// Tests of units and shells.
     Unit,
-    /// Tests on a real local cluster; needs root.
+    /// Tests on a real local cluster; needs root, and replaces a local cluster that is running.
     Cluster,
 }
 
-/// Runs one part, or all of them in the order of what they cost.
-pub fn run(only: Option<Part>) -> anyhow::Result<()> {
-    let wanted = |part| only.is_none_or(|only| only == part);
-    let total = [
+/// A numbered step: what it is called, and what it does.
+pub type Step = (&'static str, fn() -> anyhow::Result<()>);
+
+const UNIT: &[Step] = &[("tests of units and shells", unit)];
+
+const CLUSTER: &[Step] = &[
+    ("images of the operator and the agent", images),
+    ("tests on a real cluster", cluster),
+];
+
+/// Runs the parts that are asked for, by default all, in the order of what they cost.
+pub fn run(only: &[Part]) -> anyhow::Result<()> {
+    let parts = [
         (Part::Check, check::STEPS),
-        (Part::Unit, 1),
-        (Part::Cluster, 1),
-    ]
-    .iter()
-    .filter(|(part, _)| wanted(*part))
-    .map(|(_, steps)| steps)
-    .sum();
-    let steps = Steps::new(total);
-    if wanted(Part::Check) {
-        check::run(&steps)?;
+        (Part::Unit, UNIT),
+        (Part::Cluster, CLUSTER),
+    ];
+    let wanted: Vec<&Step> = parts
+        .iter()
+        .filter(|(part, _)| only.is_empty() || only.contains(part))
+        .flat_map(|(_, steps)| steps.iter())
+        .collect();
+    run_steps(&wanted)
+}
+
+/// Runs the checks whose name contains a word.
+pub fn check(word: &str) -> anyhow::Result<()> {
+    let wanted: Vec<&Step> = check::STEPS
+        .iter()
+        .filter(|(what, _)| what.contains(word))
+        .collect();
+    ensure!(!wanted.is_empty(), "no check is called {word:?}");
+    run_steps(&wanted)
+}
+
+fn run_steps(wanted: &[&Step]) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    let steps = Steps::new(wanted.len());
+    for (what, act) in wanted {
+        steps.step(what, act)?;
     }
-    if wanted(Part::Unit) {
-        steps.step("tests of units and shells", || {
-            run_program(cargo().args(["test", "--quiet", "--workspace"]))
-        })?;
-    }
-    if wanted(Part::Cluster) {
-        steps.step("tests on a real cluster", || {
-            note("a local cluster that is running is replaced");
-            run_program(cargo().args([
-                "test",
-                "--quiet",
-                "--package",
-                "e2e",
-                "--features",
-                "cluster",
-                "--test",
-                "cluster",
-            ]))
-        })?;
-    }
+    note(&format!(
+        "all passed after {:.0} s",
+        begun.elapsed().as_secs_f64()
+    ));
     Ok(())
+}
+
+fn unit() -> anyhow::Result<()> {
+    note("the tests on a cluster are no part of this step: cargo xtask test --only cluster");
+    run_program(cargo().args(["test", "--workspace"]))
+}
+
+/// The same as the cluster tests ask for: they find the work done.
+fn images() -> anyhow::Result<()> {
+    run_program(
+        cargo()
+            .args(["run", "--package", "e2e", "--bin", "local-cluster", "--"])
+            .args(["images", "--profile", "e2e", "--output"])
+            .arg(cache()?.join("images")),
+    )
+}
+
+fn cluster() -> anyhow::Result<()> {
+    note("a local cluster that is running is replaced");
+    run_program(cargo().args(["test", "--package", "e2e"]).args([
+        "--features",
+        "cluster",
+        "--test",
+        "cluster",
+    ]))
 }

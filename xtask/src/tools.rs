@@ -1,13 +1,14 @@
 //! Programs that the checks need and a new machine does not have. Each is installed once, in a
 //! version that is named here, below the cache directory.
 
-use std::path::PathBuf;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 
 use crate::steps::note;
-use crate::workspace::{cache, cargo, run};
+use crate::workspace::{built, cache, cargo, output, output_with_progress, run};
 
 /// Checks licences, sources and bans of dependencies.
 const CARGO_DENY: &str = "0.20.2";
@@ -23,15 +24,8 @@ pub fn cargo_deny() -> anyhow::Result<PathBuf> {
     if !program.exists() {
         note("installing cargo-deny from the crate registry (about 4 minutes, once)");
         run(cargo()
-            .args([
-                "install",
-                "--quiet",
-                "--locked",
-                "cargo-deny",
-                "--version",
-                CARGO_DENY,
-                "--root",
-            ])
+            .args(["install", "--quiet", "--locked", "cargo-deny"])
+            .args(["--version", CARGO_DENY, "--root"])
             .arg(&tools)
             .env("CARGO_TARGET_DIR", tools.join("target")))?;
         std::fs::remove_dir_all(tools.join("target"))
@@ -42,24 +36,120 @@ pub fn cargo_deny() -> anyhow::Result<PathBuf> {
 
 /// The directory of the programs that come from the Python package index.
 pub fn python_programs() -> anyhow::Result<PathBuf> {
-    let venv = cache()?.join(format!(
+    let environment = cache()?.join(format!(
         "tools/python-typos-{TYPOS}-kubernetes-validate-{KUBERNETES_VALIDATE}"
     ));
-    let programs = venv.join("bin");
-    // pip writes the programs last: a venv without them is a broken attempt.
+    let programs = environment.join("bin");
+    // pip writes the programs last: an environment without them is a broken attempt.
     if !programs.join("typos").exists() || !programs.join("kubernetes-validate").exists() {
         note("installing typos and kubernetes-validate from the Python package index (once)");
-        run(Command::new("python3")
-            .args(["-m", "venv", "--clear"])
-            .arg(&venv))
-        .context("python3 with its venv module is needed: apt-get install python3-venv")?;
-        run(Command::new(programs.join("pip")).args([
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            &format!("typos=={TYPOS}"),
-            &format!("kubernetes-validate=={KUBERNETES_VALIDATE}"),
-        ]))?;
+        make_environment(&environment)?;
+        run(Command::new(programs.join("python"))
+            .args(["-m", "pip", "install", "--quiet"])
+            .arg("--disable-pip-version-check")
+            .arg(format!("typos=={TYPOS}"))
+            .arg(format!("kubernetes-validate=={KUBERNETES_VALIDATE}")))?;
     }
     Ok(programs)
+}
+
+/// Debian keeps the module `venv` in a package of its own.
+fn make_environment(environment: &Path) -> anyhow::Result<()> {
+    let make = || {
+        output(
+            Command::new("python3")
+                .args(["-m", "venv", "--clear"])
+                .arg(environment),
+        )
+    };
+    let Err(refusal) = make() else {
+        return Ok(());
+    };
+    note("installing the Debian package python3-venv");
+    let apt = |words: &[&str]| {
+        output(
+            Command::new("apt-get")
+                .env("DEBIAN_FRONTEND", "noninteractive")
+                .args(["-qq", "-o", "DPkg::Lock::Timeout=120"])
+                .args(words),
+        )
+    };
+    apt(&["update"])
+        .and_then(|_| {
+            apt(&[
+                "install",
+                "--yes",
+                "--no-install-recommends",
+                "python3-venv",
+            ])
+        })
+        .with_context(|| format!("python3 cannot make an environment ({refusal:#})"))?;
+    make().map(|_| ())
+}
+
+/// The helm of the local cluster, built with the cluster's other programs where it is missing; or
+/// the one of the search path, if it is of the same major version.
+pub fn helm() -> anyhow::Result<PathBuf> {
+    if let Ok(version) =
+        output(Command::new("helm").args(["version", "--template", "{{.Version}}"]))
+        && version.starts_with("v4.")
+    {
+        return Ok(PathBuf::from("helm"));
+    }
+    let mut command = cargo();
+    command.arg("run");
+    if built("local-cluster") {
+        command.arg("--quiet");
+    }
+    let printed = output_with_progress(
+        command
+            .args(["--package", "e2e", "--bin", "local-cluster", "--"])
+            .args(["program", "helm"]),
+    )?;
+    let helm = PathBuf::from(printed.trim());
+    ensure!(
+        helm.is_file(),
+        "local-cluster says that helm is {printed:?}, which is no file"
+    );
+    Ok(helm)
+}
+
+/// Whether a program succeeds before the deadline; it is ended where it does not end by itself.
+pub fn ends_well_within(command: &mut Command, deadline: Duration) -> anyhow::Result<bool> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .with_context(|| format!("failed to run {:?}", command.get_program()))?;
+    let begun = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status.success());
+        }
+        if begun.elapsed() > deadline {
+            child.kill()?;
+            child.wait()?;
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_that_fail_or_hang_do_not_end_well() -> anyhow::Result<()> {
+        let long = Duration::from_secs(60);
+        assert!(ends_well_within(&mut Command::new("true"), long)?);
+        assert!(!ends_well_within(&mut Command::new("false"), long)?);
+        let mut hanging = Command::new("sleep");
+        assert!(!ends_well_within(
+            hanging.arg("600"),
+            Duration::from_millis(300)
+        )?);
+        Ok(())
+    }
 }

@@ -1,0 +1,286 @@
+//! What a container gets for the devices that the kubelet chose.
+//!
+//! An answer depends on nothing but config and ids: the kubelet keeps it, asks again for the same
+//! ids, and asks in any order.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crds::node::Health;
+use crds::resource::ContainerAccess;
+
+use crate::inventory::{Device, Inventory};
+
+/// What one container gets.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Answer {
+    /// Device nodes, in the order of ids.
+    pub devices: Vec<DeviceNode>,
+    /// Environment variables.
+    pub envs: BTreeMap<String, String>,
+}
+
+/// One device node in a container.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct DeviceNode {
+    /// Its path on the host.
+    pub host_path: String,
+    /// Its path in the container.
+    pub container_path: String,
+    /// Any of `r`, `w` and `m`.
+    pub permissions: String,
+}
+
+/// Why devices are not given out. The kubelet fails the pod and shows the text to its user.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Refused {
+    /// The kubelet's list is older than ours, or not ours.
+    #[error("device {id:?} of resource {resource:?} is not known on this node")]
+    Unknown {
+        /// The device.
+        id: String,
+        /// Its resource.
+        resource: String,
+    },
+    /// The device failed after the kubelet chose it.
+    #[error("device {id:?} of resource {resource:?} is unhealthy: {reason}")]
+    Unhealthy {
+        /// The device.
+        id: String,
+        /// Its resource.
+        resource: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// The answer for one container.
+///
+/// # Errors
+/// When a device is unknown or Unhealthy.
+pub fn answer(
+    resource: &str,
+    access: &ContainerAccess,
+    inventory: &Inventory,
+    ids: &[String],
+) -> Result<Answer, Refused> {
+    let ids: BTreeSet<&String> = ids.iter().collect();
+    let mut devices = Vec::new();
+    let mut taken = BTreeSet::new();
+    for id in &ids {
+        for path in &healthy(resource, inventory, id)?.paths {
+            let container_path = free_path(&access.path, path, &taken);
+            taken.insert(container_path.clone());
+            devices.push(DeviceNode {
+                host_path: path.clone(),
+                container_path,
+                permissions: access.permissions.clone(),
+            });
+        }
+    }
+    let ids: Vec<&str> = ids.iter().map(|id| id.as_str()).collect();
+    let paths: Vec<&str> = devices
+        .iter()
+        .map(|device| device.container_path.as_str())
+        .collect();
+    let (ids, paths) = (ids.join(","), paths.join(","));
+    let envs = access
+        .env
+        .iter()
+        .map(|variable| {
+            (
+                variable.name.clone(),
+                expanded(&variable.value, &ids, &paths),
+            )
+        })
+        .collect();
+    Ok(Answer { devices, envs })
+}
+
+fn healthy<'a>(resource: &str, inventory: &'a Inventory, id: &str) -> Result<&'a Device, Refused> {
+    let (id, resource) = (id.to_owned(), resource.to_owned());
+    match inventory.devices.get(&id) {
+        None => Err(Refused::Unknown { id, resource }),
+        Some(device) if device.health == Health::Unhealthy => Err(Refused::Unhealthy {
+            id,
+            resource,
+            reason: device.reason.clone(),
+        }),
+        Some(device) => Ok(device),
+    }
+}
+
+/// Where a device node appears: at the host's path, in a directory, or at a path of which all but
+/// the first get a number appended. A path is never given out twice in one answer.
+fn free_path(wanted: &str, host_path: &str, taken: &BTreeSet<String>) -> String {
+    let first = match wanted {
+        "" => host_path.to_owned(),
+        directory if directory.ends_with('/') => {
+            let name = host_path.rsplit('/').next().unwrap_or(host_path);
+            format!("{directory}{name}")
+        }
+        path => path.to_owned(),
+    };
+    let numbered = (1_usize..).map(|number| format!("{first}{number}"));
+    std::iter::once(first.clone())
+        .chain(numbered)
+        .find(|path| !taken.contains(path))
+        .unwrap_or(first)
+}
+
+/// A value with `$(DEVICE_IDS)` and `$(DEVICE_PATHS)` replaced; `$$` is one dollar sign, and a dollar
+/// sign before anything else is itself.
+fn expanded(value: &str, ids: &str, paths: &str) -> String {
+    let mut expanded = String::new();
+    let mut rest = value;
+    while let Some((before, after)) = rest.split_once('$') {
+        expanded.push_str(before);
+        let replacements = [("(DEVICE_IDS)", ids), ("(DEVICE_PATHS)", paths), ("$", "$")];
+        let found = replacements
+            .iter()
+            .find_map(|(name, with)| after.strip_prefix(name).map(|rest| (*with, rest)));
+        let (with, after) = found.unwrap_or(("$", after));
+        expanded.push_str(with);
+        rest = after;
+    }
+    expanded.push_str(rest);
+    expanded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crds::resource::EnvVariable;
+    use jiff::Timestamp;
+
+    fn inventory(devices: &[(&str, &[&str], Health)]) -> Inventory {
+        let device = |paths: &[&str], health: Health| Device {
+            paths: paths.iter().map(|path| (*path).to_owned()).collect(),
+            health,
+            reason: "device node is gone".to_owned(),
+            since: Timestamp::UNIX_EPOCH,
+            missing_since: None,
+            allocated: false,
+        };
+        Inventory {
+            devices: devices
+                .iter()
+                .map(|(id, paths, health)| ((*id).to_owned(), device(paths, *health)))
+                .collect(),
+            ..Inventory::default()
+        }
+    }
+
+    fn three() -> Inventory {
+        inventory(&[
+            ("a", &["/dev/x/tty"], Health::Healthy),
+            ("b", &["/dev/y/tty"], Health::Healthy),
+            ("c", &["/dev/z/tty1"], Health::Healthy),
+            ("sick", &["/dev/s"], Health::Unhealthy),
+            ("sim", &[], Health::Healthy),
+        ])
+    }
+
+    fn access(path: &str, value: &str) -> ContainerAccess {
+        ContainerAccess {
+            path: path.to_owned(),
+            env: vec![EnvVariable {
+                name: "X".to_owned(),
+                value: value.to_owned(),
+            }],
+            ..ContainerAccess::default()
+        }
+    }
+
+    fn ask(access: &ContainerAccess, ids: &[&str]) -> Result<Answer, Refused> {
+        let ids: Vec<String> = ids.iter().map(|id| (*id).to_owned()).collect();
+        answer("example.com/tty", access, &three(), &ids)
+    }
+
+    fn container_paths(path: &str, ids: &[&str]) -> Vec<String> {
+        let answer = ask(&access(path, ""), ids).unwrap();
+        answer
+            .devices
+            .into_iter()
+            .map(|device| device.container_path)
+            .collect()
+    }
+
+    #[test]
+    fn exactly_the_chosen_devices_with_the_configured_permissions() {
+        let mut access = access("", "");
+        access.permissions = "r".to_owned();
+        let answer = ask(&access, &["b"]).unwrap();
+        assert_eq!(
+            answer.devices,
+            [DeviceNode {
+                host_path: "/dev/y/tty".to_owned(),
+                container_path: "/dev/y/tty".to_owned(),
+                permissions: "r".to_owned()
+            }]
+        );
+    }
+
+    #[test]
+    fn order_and_repetition_change_nothing() {
+        let access = access("/dev/card", "$(DEVICE_IDS)=$(DEVICE_PATHS)");
+        let answer = ask(&access, &["a", "b", "c"]).unwrap();
+        assert_eq!(ask(&access, &["c", "a", "b", "a"]).unwrap(), answer);
+        assert_eq!(answer.envs["X"], "a,b,c=/dev/card,/dev/card1,/dev/card2");
+    }
+
+    #[test]
+    fn container_paths_are_unique() {
+        assert_eq!(
+            container_paths("", &["a", "b"]),
+            ["/dev/x/tty", "/dev/y/tty"]
+        );
+        assert_eq!(
+            container_paths("/dev/card", &["b", "c", "a"]),
+            ["/dev/card", "/dev/card1", "/dev/card2"]
+        );
+        assert_eq!(
+            container_paths("/dev/in/", &["a", "b", "c"]),
+            ["/dev/in/tty", "/dev/in/tty1", "/dev/in/tty11"]
+        );
+    }
+
+    #[test]
+    fn no_ids_and_simulated_devices_have_no_nodes() {
+        assert_eq!(ask(&ContainerAccess::default(), &[]), Ok(Answer::default()));
+        let answer = ask(&access("/dev/x", "$(DEVICE_IDS):$(DEVICE_PATHS)"), &["sim"]).unwrap();
+        assert_eq!(
+            (answer.devices.len(), answer.envs["X"].as_str()),
+            (0, "sim:")
+        );
+    }
+
+    #[test]
+    fn unknown_and_unhealthy_devices_are_refused_by_name() {
+        assert_eq!(
+            ask(&ContainerAccess::default(), &["a", "nobody"])
+                .unwrap_err()
+                .to_string(),
+            r#"device "nobody" of resource "example.com/tty" is not known on this node"#
+        );
+        assert_eq!(
+            ask(&ContainerAccess::default(), &["sick"])
+                .unwrap_err()
+                .to_string(),
+            r#"device "sick" of resource "example.com/tty" is unhealthy: device node is gone"#
+        );
+    }
+
+    #[test]
+    fn expansions() {
+        let check = |value: &str, expected: &str| assert_eq!(expanded(value, "i", "p"), expected);
+        check("", "");
+        check("plain", "plain");
+        check("$(DEVICE_IDS)", "i");
+        check("<$(DEVICE_IDS)|$(DEVICE_PATHS)>", "<i|p>");
+        check("$$", "$");
+        check("$$(DEVICE_IDS)", "$(DEVICE_IDS)");
+        check("$$$(DEVICE_IDS)", "$i");
+        check("5$ $x $", "5$ $x $");
+        check("$(OTHER)", "$(OTHER)");
+    }
+}

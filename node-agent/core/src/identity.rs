@@ -1,0 +1,111 @@
+//! Names that must stay the same over restarts, reboots and upgrades: a device id that changes looks
+//! to the kubelet like a free device while a container still holds it.
+
+use sha2::{Digest, Sha256};
+
+/// Longest device id, in bytes: the limit that the protocol's text gives.
+pub const DEVICE_ID_MAX: usize = 63;
+
+/// Hex digits of the hash in a device id: 40 bits, so that even 50,000 devices collide with a
+/// probability of 1 in 900; half as many would make that certain, twice as many only longer lists.
+const ID_HASH_DIGITS: usize = 10;
+
+/// The id of the device at a path: the path's readable characters, and a hash of resource and path,
+/// so that no two resources of a node share an id (kubelets up to 1.36 mix such devices up).
+pub fn path_device_id(resource: &str, path: &str) -> String {
+    let readable: String = path
+        .strip_prefix("/dev/")
+        .unwrap_or(path)
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || "._-".contains(c) {
+                c
+            } else {
+                '-'
+            }
+        })
+        .take(DEVICE_ID_MAX - ID_HASH_DIGITS - 1)
+        .collect();
+    format!("{readable}-{}", digits(&[resource, path], ID_HASH_DIGITS))
+}
+
+/// The id of a simulated device.
+pub fn simulated_device_id(resource: &str, prefix: &str, index: i32) -> String {
+    let stem = format!("{prefix}-{index}");
+    let hash = digits(&[resource, &stem], ID_HASH_DIGITS);
+    format!("{stem}-{hash}")
+}
+
+/// Start of the names of a resource's sockets: eight hex digits of the resource keep a socket's path
+/// short whatever the name (a socket's path holds 107 bytes) and tell whose it is.
+pub fn socket_prefix(resource: &str) -> String {
+    format!("dpo-{}-", digits(&[resource], 8))
+}
+
+/// A socket's name for one registration: never used twice, because kubelets from 1.37 on refuse a
+/// name that they still hold.
+pub fn socket_name(resource: &str, random: u64) -> String {
+    format!("{}{random:016x}.sock", socket_prefix(resource))
+}
+
+/// Name of the file whose lock gives the right to register a resource on a node.
+pub fn lock_name(resource: &str) -> String {
+    format!("{}.lock", digits(&[resource], 64))
+}
+
+/// The first hex digits of a hash over texts; the texts cannot run into each other, because none
+/// holds a zero byte.
+fn digits(texts: &[&str], count: usize) -> String {
+    let hash = Sha256::digest(texts.join("\0").as_bytes());
+    let all: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    all.chars().take(count).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_never_change() {
+        // Golden: a release that fails here hands out devices twice.
+        assert_eq!(
+            path_device_id("example.com/serial", "/dev/serial/by-id/usb-FTDI_A1"),
+            "serial-by-id-usb-FTDI_A1-87bf57d70a"
+        );
+        assert_eq!(
+            simulated_device_id("example.com/sim", "sim", 3),
+            "sim-3-e2f784f584"
+        );
+        assert_eq!(
+            socket_name("example.com/serial", 0x1f),
+            "dpo-a6cc823d-000000000000001f.sock"
+        );
+    }
+
+    #[test]
+    fn ids_fit_and_differ() {
+        let long = format!("/dev/{}", "ü/".repeat(100));
+        let longer = format!("{long}x");
+        let ids = [
+            path_device_id("a.com/x", &long),
+            path_device_id("a.com/x", &longer),
+            path_device_id("a.com/y", &long),
+            path_device_id("a.com/x", "/dev/a/b"),
+            path_device_id("a.com/x", "/dev/a-b"),
+            simulated_device_id("a.com/x", &"p".repeat(20), 255),
+        ];
+        for id in &ids {
+            assert!(!id.is_empty() && id.len() <= DEVICE_ID_MAX, "{id:?}");
+        }
+        let distinct: std::collections::BTreeSet<&String> = ids.iter().collect();
+        assert_eq!(distinct.len(), ids.len());
+    }
+
+    #[test]
+    fn file_names_have_no_slash_and_fit_a_socket_path() {
+        let resource = format!("{}/{}", "d".repeat(244), "n".repeat(63));
+        let name = socket_name(&resource, u64::MAX);
+        assert!(name.len() <= 75 && !name.contains('/'), "{name:?}");
+        assert!(!lock_name(&resource).contains('/') && lock_name(&resource).len() < 255);
+    }
+}

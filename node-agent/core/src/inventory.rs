@@ -1,0 +1,396 @@
+//! The devices of one resource over time. The kubelet must never see a device leave that a container
+//! may hold: it has been seen to panic, and to hand the device out again under a new id.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crds::node::Health;
+use jiff::Timestamp;
+
+use crate::discovery::{Discovered, Found, Refusal, Unknown};
+
+/// How long a device that is gone stays listed, as Unhealthy, at least. The kubelet forgets a plugin
+/// that is away after the same time; half of it would drop a device while its pod is still being
+/// replaced, twice as much only keeps the capacity wrong for longer.
+pub const GONE_GRACE: Duration = Duration::from_secs(300);
+
+/// Most devices of one resource. The kubelet reads messages of at most 4 MiB and ends the stream over
+/// a longer one; a device takes at most 78 bytes, so 53,773 would fit.
+pub const DEVICES_MAX: usize = 50_000;
+
+/// Why a device that vanished is Unhealthy.
+const GONE: &str = "device node is gone";
+
+/// The devices of one resource now.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Inventory {
+    /// Advertised devices by id.
+    pub devices: BTreeMap<String, Device>,
+    /// What is refused for what it is.
+    pub refusals: Vec<Refusal>,
+    /// Devices that are too many.
+    pub left_out: usize,
+    /// What could not be looked at.
+    pub unknown: Unknown,
+}
+
+/// One advertised device.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Device {
+    /// Paths of its device nodes on the host; none for a simulated device, and for one that was
+    /// gone before this agent started.
+    pub paths: Vec<String>,
+    /// Whether it can be given to a container.
+    pub health: Health,
+    /// Why it is Unhealthy; empty otherwise.
+    pub reason: String,
+    /// When its health changed last, in whole seconds as the report has it.
+    pub since: Timestamp,
+    /// Since when it is missing.
+    pub missing_since: Option<Timestamp>,
+    /// Whether a container holds it.
+    pub allocated: bool,
+}
+
+impl Inventory {
+    /// The inventory after another look. `allocated` are the ids that containers hold, as far as
+    /// that is known: while it is not, nothing is dropped.
+    pub fn next(
+        &self,
+        seen: Discovered,
+        allocated: Option<&BTreeSet<String>>,
+        now: Timestamp,
+    ) -> Self {
+        let Discovered {
+            devices: found,
+            unusable,
+            unknown,
+            refusals,
+        } = seen;
+        let mut next = Self {
+            refusals,
+            unknown,
+            ..Self::default()
+        };
+        for (id, known) in &self.devices {
+            let held = allocated.map_or(known.allocated, |ids| ids.contains(id));
+            let device = match found.get(id) {
+                Some(found) => known.found(found, held, now),
+                None if next.unknown.hides(&known.paths) => known.unseen(held),
+                None => known.missing(unusable.get(id), held, now),
+            };
+            if !device.may_be_dropped(allocated.is_some(), now) {
+                next.devices.insert(id.clone(), device);
+            }
+        }
+        // Whatever the kubelet believes to be held is listed, also where this process never saw it.
+        for id in allocated
+            .into_iter()
+            .flatten()
+            .filter(|id| !found.contains_key(*id))
+        {
+            let gone = || Device::unknown(now);
+            next.devices.entry(id.clone()).or_insert_with(gone);
+        }
+        for (id, found) in found {
+            if self.devices.contains_key(&id) {
+                continue;
+            }
+            if next.devices.len() >= DEVICES_MAX {
+                next.left_out += 1;
+                continue;
+            }
+            let held = allocated.is_some_and(|ids| ids.contains(&id));
+            next.devices.insert(id, Device::new(found, held, now));
+        }
+        next
+    }
+
+    /// Devices that can be given to a container.
+    pub fn healthy(&self) -> usize {
+        self.devices
+            .values()
+            .filter(|device| device.health == Health::Healthy)
+            .count()
+    }
+
+    /// Devices that containers hold.
+    pub fn allocated(&self) -> usize {
+        self.devices
+            .values()
+            .filter(|device| device.allocated)
+            .count()
+    }
+}
+
+impl Device {
+    fn new(found: Found, allocated: bool, now: Timestamp) -> Self {
+        let (health, reason) = judged(&found);
+        Self {
+            paths: found.paths,
+            health,
+            reason,
+            since: whole_seconds(now),
+            missing_since: None,
+            allocated,
+        }
+    }
+
+    /// A device that a container holds and that this process never saw.
+    fn unknown(now: Timestamp) -> Self {
+        Self {
+            paths: Vec::new(),
+            health: Health::Unhealthy,
+            reason: GONE.to_owned(),
+            since: whole_seconds(now),
+            missing_since: Some(now),
+            allocated: true,
+        }
+    }
+
+    fn found(&self, found: &Found, allocated: bool, now: Timestamp) -> Self {
+        let (health, reason) = judged(found);
+        Self {
+            paths: found.paths.clone(),
+            since: self.since_for(health, now),
+            health,
+            reason,
+            missing_since: None,
+            allocated,
+        }
+    }
+
+    fn unseen(&self, allocated: bool) -> Self {
+        Self {
+            allocated,
+            ..self.clone()
+        }
+    }
+
+    fn missing(&self, reason: Option<&String>, allocated: bool, now: Timestamp) -> Self {
+        Self {
+            paths: self.paths.clone(),
+            health: Health::Unhealthy,
+            reason: reason.map_or(GONE, String::as_str).to_owned(),
+            since: self.since_for(Health::Unhealthy, now),
+            missing_since: self.missing_since.or(Some(now)),
+            allocated,
+        }
+    }
+
+    fn since_for(&self, health: Health, now: Timestamp) -> Timestamp {
+        if self.health == health {
+            self.since
+        } else {
+            whole_seconds(now)
+        }
+    }
+
+    fn may_be_dropped(&self, allocations_are_known: bool, now: Timestamp) -> bool {
+        let grace = i64::try_from(GONE_GRACE.as_secs()).unwrap_or(i64::MAX);
+        let past_grace = |since: Timestamp| now.duration_since(since).as_secs() >= grace;
+        allocations_are_known && !self.allocated && self.missing_since.is_some_and(past_grace)
+    }
+}
+
+impl Unknown {
+    /// Whether one of the paths could not be looked at.
+    fn hides(&self, paths: &[String]) -> bool {
+        paths.iter().any(|path| {
+            let below = |directory: &String| {
+                path.strip_prefix(directory.as_str())
+                    .is_some_and(|rest| rest.starts_with('/'))
+            };
+            self.paths.contains_key(path) || self.directories.keys().any(below)
+        })
+    }
+}
+
+fn judged(found: &Found) -> (Health, String) {
+    match &found.unhealthy {
+        None => (Health::Healthy, String::new()),
+        Some(reason) => (Health::Unhealthy, reason.clone()),
+    }
+}
+
+fn whole_seconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::discovery::discovered;
+    use crate::discovery::tests::{character, numbered};
+    use crate::discovery::{Candidate, Kind, Target};
+    use crate::rule::tests::rule;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn look(candidates: &[Candidate]) -> Discovered {
+        discovered(&rule(&["/dev/**"], &[]), candidates, BTreeMap::new())
+    }
+
+    fn node(path: &str) -> Candidate {
+        character(path, path)
+    }
+
+    fn none() -> BTreeSet<String> {
+        BTreeSet::new()
+    }
+
+    fn lines(inventory: &Inventory) -> Vec<String> {
+        let line = |device: &Device| {
+            let held = if device.allocated { " held" } else { "" };
+            let path = device.paths.first().map_or("-", String::as_str);
+            format!(
+                "{path} {} {}{held} {}",
+                device.health.as_str(),
+                device.since.as_second(),
+                device.reason
+            )
+            .trim_end()
+            .to_owned()
+        };
+        inventory.devices.values().map(line).collect()
+    }
+
+    #[test]
+    fn a_free_device_that_vanishes_stays_for_the_grace_and_returns_at_once() {
+        let first = Inventory::default().next(look(&[node("/dev/a")]), Some(&none()), at(10));
+        assert_eq!(lines(&first), ["/dev/a Healthy 10"]);
+        let gone = first.next(look(&[]), Some(&none()), at(20));
+        assert_eq!(lines(&gone), ["/dev/a Unhealthy 20 device node is gone"]);
+        let still = gone.next(look(&[]), Some(&none()), at(319));
+        assert_eq!(lines(&still), ["/dev/a Unhealthy 20 device node is gone"]);
+        let back = still.next(look(&[node("/dev/a")]), Some(&none()), at(319));
+        assert_eq!(lines(&back), ["/dev/a Healthy 319"]);
+        let dropped = still.next(look(&[]), Some(&none()), at(320));
+        assert!(dropped.devices.is_empty());
+    }
+
+    #[test]
+    fn an_allocated_device_that_vanishes_stays() {
+        let first = Inventory::default().next(look(&[node("/dev/a")]), None, at(10));
+        let held: BTreeSet<String> = first.devices.keys().cloned().collect();
+        let gone = first.next(look(&[]), Some(&held), at(20));
+        let later = gone.next(look(&[]), Some(&held), at(100_000));
+        assert_eq!(
+            lines(&later),
+            ["/dev/a Unhealthy 20 held device node is gone"]
+        );
+        let unknown = later.next(look(&[]), None, at(100_001));
+        assert_eq!(
+            unknown, later,
+            "what containers hold is not known: nothing changes"
+        );
+        assert!(
+            later
+                .next(look(&[]), Some(&none()), at(100_001))
+                .devices
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn nothing_is_dropped_while_allocations_are_unknown() {
+        let first = Inventory::default().next(look(&[node("/dev/a")]), None, at(0));
+        let gone = first
+            .next(look(&[]), None, at(1))
+            .next(look(&[]), None, at(9_999));
+        assert_eq!(lines(&gone), ["/dev/a Unhealthy 1 device node is gone"]);
+    }
+
+    #[test]
+    fn a_held_id_that_was_gone_before_the_start_is_listed() {
+        let held = BTreeSet::from(["old-id".to_owned()]);
+        let first = Inventory::default().next(look(&[]), Some(&held), at(10));
+        assert_eq!(lines(&first), ["- Unhealthy 10 held device node is gone"]);
+        let freed = first.next(look(&[]), Some(&none()), at(20));
+        assert_eq!(lines(&freed), ["- Unhealthy 10 device node is gone"]);
+        assert!(
+            freed
+                .next(look(&[]), Some(&none()), at(310))
+                .devices
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn a_node_of_another_kind_is_unhealthy() {
+        let first = Inventory::default().next(look(&[node("/dev/a")]), Some(&none()), at(1));
+        let block = look(&[numbered("/dev/a", "/dev/a", Kind::Block, 8, 0)]);
+        let changed = first.next(block, Some(&none()), at(2));
+        assert_eq!(
+            lines(&changed),
+            [
+                "/dev/a Unhealthy 2 is a block device (8:0), which gives access to whole file systems"
+            ]
+        );
+        assert_eq!(changed.refusals.len(), 1);
+        let file = Candidate {
+            path: "/dev/a".to_owned(),
+            target: Target::Other("a regular file"),
+        };
+        let changed = changed.next(look(&[file]), Some(&none()), at(3));
+        assert_eq!(
+            lines(&changed),
+            [r#"/dev/a Unhealthy 2 "/dev/a" is a regular file, not a device"#]
+        );
+        let replugged = numbered("/dev/a", "/dev/a", Kind::Character, 188, 7);
+        let back = changed.next(look(&[replugged]), Some(&none()), at(4));
+        assert_eq!(lines(&back), ["/dev/a Healthy 4"]);
+    }
+
+    #[test]
+    fn what_cannot_be_looked_at_stays_as_it_was() {
+        let nodes = [node("/dev/a"), node("/dev/bus/b"), node("/dev/business/c")];
+        let first = Inventory::default().next(look(&nodes), Some(&none()), at(1));
+        let target = Target::Unreadable("permission denied".to_owned());
+        let mut blind = look(&[Candidate {
+            path: "/dev/a".to_owned(),
+            target,
+        }]);
+        blind
+            .unknown
+            .directories
+            .insert("/dev/bus".to_owned(), "input/output error".to_owned());
+        let next = first.next(blind, Some(&none()), at(9_999));
+        assert_eq!(
+            lines(&next),
+            [
+                "/dev/a Healthy 1",
+                "/dev/bus/b Healthy 1",
+                "/dev/business/c Unhealthy 9999 device node is gone"
+            ]
+        );
+    }
+
+    #[test]
+    fn more_devices_than_a_message_holds_are_left_out() {
+        let found = |from: usize, to: usize| Discovered {
+            devices: (from..to)
+                .map(|n| {
+                    (
+                        format!("id-{n:06}"),
+                        Found {
+                            paths: vec![format!("/dev/{n}")],
+                            unhealthy: None,
+                        },
+                    )
+                })
+                .collect(),
+            ..Discovered::default()
+        };
+        let many = Inventory::default().next(found(1_000, 200_000), Some(&none()), at(1));
+        assert_eq!((many.devices.len(), many.left_out), (DEVICES_MAX, 149_000));
+        let more = many.next(found(0, 200_000), Some(&none()), at(2));
+        assert_eq!((more.devices.len(), more.left_out), (DEVICES_MAX, 150_000));
+        assert!(
+            !more.devices.contains_key("id-000000"),
+            "known devices are not pushed out"
+        );
+    }
+}

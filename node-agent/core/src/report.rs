@@ -1,0 +1,563 @@
+//! What the agent tells: its slot of the node's object, conditions, readiness.
+
+use crds::conditions::{Desired, NodeCondition, NodeReason};
+use crds::node::{AgentReport, DeviceReport, REPORTED_DEVICES_MAX, ReportSummary, ResourceReport};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::inventory::{Device, Inventory};
+use crate::seen::{ResourceSeen, Seen, Standing};
+
+/// Longest texts and lists that the schema takes.
+const MESSAGE_MAX: usize = 1024;
+const REASON_MAX: usize = 256;
+const PATHS_MAX: usize = 32;
+
+/// How many things a message names before it only counts them: a message is read by people.
+const NAMED_MAX: usize = 3;
+
+/// Who reports.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Identity {
+    /// The revision that the agent runs.
+    pub revision: String,
+    /// UID of its pod.
+    pub pod_uid: String,
+    /// Its version.
+    pub agent_version: String,
+    /// Boot id of the node.
+    pub boot_id: String,
+}
+
+/// The agent's slot.
+pub fn report(identity: &Identity, seen: &Seen) -> AgentReport {
+    let resources: Vec<ResourceReport> = seen
+        .resources
+        .iter()
+        .map(|(name, resource)| resource_report(name, resource))
+        .collect();
+    let registered = resources
+        .iter()
+        .filter(|resource| resource.registered)
+        .count();
+    let (devices, truncated) = device_reports(seen);
+    AgentReport {
+        revision: identity.revision.clone(),
+        pod_uid: identity.pod_uid.clone(),
+        agent_version: identity.agent_version.clone(),
+        boot_id: identity.boot_id.clone(),
+        summary: ReportSummary {
+            registered: format!("{registered}/{}", resources.len()),
+            healthy: resources.iter().map(|resource| resource.healthy).sum(),
+            allocated: resources.iter().map(|resource| resource.allocated).sum(),
+        },
+        resources,
+        devices,
+        truncated,
+    }
+}
+
+fn resource_report(name: &str, seen: &ResourceSeen) -> ResourceReport {
+    let inventory = &seen.inventory;
+    let stream_since = match &seen.standing {
+        Standing::Watching(since) => Some(Time(*since)),
+        _ => None,
+    };
+    ResourceReport {
+        name: name.to_owned(),
+        registered: seen.standing.is_registered(),
+        stream_since,
+        registrations: count(usize::try_from(seen.registrations).unwrap_or(usize::MAX)),
+        total: count(inventory.devices.len()),
+        healthy: count(inventory.healthy()),
+        allocated: count(inventory.allocated()),
+        message: shortened(&resource_message(seen), MESSAGE_MAX),
+    }
+}
+
+fn resource_message(seen: &ResourceSeen) -> String {
+    let parts = [
+        seen.standing.message(),
+        seen.discovery_error.clone(),
+        refusals(&seen.inventory),
+    ];
+    let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    parts.join("; ")
+}
+
+/// What is not advertised although it matches, and what could not be looked at.
+fn refusals(inventory: &Inventory) -> String {
+    let mut parts = Vec::new();
+    let refused: Vec<String> = inventory
+        .refusals
+        .iter()
+        .map(|one| format!("{:?} {}", one.path, one.reason))
+        .collect();
+    if !refused.is_empty() {
+        parts.push(format!("refused: {}", listed(&refused)));
+    }
+    if inventory.left_out > 0 {
+        parts.push(format!(
+            "{} devices are left out: the kubelet takes at most {} of one resource",
+            inventory.left_out,
+            crate::inventory::DEVICES_MAX
+        ));
+    }
+    let unknown = inventory
+        .unknown
+        .directories
+        .iter()
+        .chain(&inventory.unknown.paths);
+    let unknown: Vec<String> = unknown
+        .map(|(path, error)| format!("{path:?}: {error}"))
+        .collect();
+    if !unknown.is_empty() {
+        parts.push(format!("failed to look at {}", listed(&unknown)));
+    }
+    parts.join("; ")
+}
+
+fn device_reports(seen: &Seen) -> (Vec<DeviceReport>, bool) {
+    let all = seen.resources.iter().flat_map(|(resource, seen)| {
+        seen.inventory
+            .devices
+            .iter()
+            .map(move |(id, device)| (resource, id, device))
+    });
+    let total = seen
+        .resources
+        .values()
+        .map(|seen| seen.inventory.devices.len())
+        .sum::<usize>();
+    let reports = all
+        .take(REPORTED_DEVICES_MAX)
+        .map(|(resource, id, device)| device_report(resource, id, device))
+        .collect();
+    (reports, total > REPORTED_DEVICES_MAX)
+}
+
+fn device_report(resource: &str, id: &str, device: &Device) -> DeviceReport {
+    DeviceReport {
+        id: id.to_owned(),
+        resource: resource.to_owned(),
+        health: device.health,
+        reason: shortened(&device.reason, REASON_MAX),
+        paths: device.paths.iter().take(PATHS_MAX).cloned().collect(),
+        allocated: device.allocated,
+        last_transition_time: Some(Time(device.since)),
+    }
+}
+
+/// The conditions of the node's object.
+pub fn conditions(seen: &Seen) -> Vec<Desired> {
+    vec![
+        device_manager_available(seen),
+        registered(seen),
+        devices_healthy(seen),
+    ]
+}
+
+fn desired(condition: NodeCondition, reason: NodeReason, status: bool, message: &str) -> Desired {
+    Desired {
+        type_: condition.as_str(),
+        status,
+        reason: reason.as_str(),
+        message: shortened(message, MESSAGE_MAX),
+    }
+}
+
+fn device_manager_available(seen: &Seen) -> Desired {
+    let unreachable = seen
+        .resources
+        .values()
+        .find_map(|resource| match &resource.standing {
+            Standing::Unreachable(error) => Some(error),
+            _ => None,
+        });
+    let (reason, status, message) = if !seen.kubelet_socket {
+        (
+            NodeReason::SocketMissing,
+            false,
+            "kubelet.sock is not in the plugin directory: check that the kubelet runs, and that the \
+             chart's value devicePluginDir is its plugin directory (/var/lib/kubelet/device-plugins \
+             unless the distribution moves it); no setting of the kubelet is needed, the Device \
+             Manager is always on since Kubernetes 1.26"
+                .to_owned(),
+        )
+    } else if let Some(error) = unreachable {
+        (
+            NodeReason::SocketRefused,
+            false,
+            format!(
+                "kubelet.sock is in the plugin directory but does not answer ({error}): the kubelet \
+                 is stopped or is starting; see its log, where the Device Manager tells when it \
+                 starts to serve"
+            ),
+        )
+    } else {
+        (
+            NodeReason::Available,
+            true,
+            "the kubelet's socket is there".to_owned(),
+        )
+    };
+    desired(
+        NodeCondition::DeviceManagerAvailable,
+        reason,
+        status,
+        &message,
+    )
+}
+
+fn registered(seen: &Seen) -> Desired {
+    let waiting: Vec<(&String, &Standing)> = seen
+        .resources
+        .iter()
+        .map(|(name, resource)| (name, &resource.standing))
+        .filter(|(_, standing)| !standing.is_registered())
+        .collect();
+    let any = |is: fn(&Standing) -> bool| waiting.iter().any(|(_, standing)| is(standing));
+    // The reason that a person must act on comes first.
+    let reason = if waiting.is_empty() {
+        NodeReason::Registered
+    } else if any(|standing| matches!(standing, Standing::Foreign(_))) {
+        NodeReason::ForeignPlugin
+    } else if any(|standing| matches!(standing, Standing::Refused(_))) {
+        NodeReason::RegistrationRefused
+    } else {
+        NodeReason::Registering
+    };
+    let message = if waiting.is_empty() {
+        "the kubelet reads the devices of every resource".to_owned()
+    } else {
+        listed(&not_registered(seen))
+    };
+    desired(
+        NodeCondition::Registered,
+        reason,
+        waiting.is_empty(),
+        &message,
+    )
+}
+
+fn not_registered(seen: &Seen) -> Vec<String> {
+    seen.resources
+        .iter()
+        .filter(|(_, resource)| !resource.standing.is_registered())
+        .map(|(name, resource)| format!("{name}: {}", resource.standing.message()))
+        .collect()
+}
+
+fn devices_healthy(seen: &Seen) -> Desired {
+    let about = |tell: fn(&ResourceSeen) -> String| -> Vec<String> {
+        let told = seen
+            .resources
+            .iter()
+            .map(|(name, resource)| (name, tell(resource)));
+        told.filter(|(_, text)| !text.is_empty())
+            .map(|(name, text)| format!("{name}: {text}"))
+            .collect()
+    };
+    let refused = about(|resource| refusals(&resource.inventory));
+    let unhealthy = about(|resource| unhealthy_devices(&resource.inventory));
+    let empty = about(|resource| match resource.discovery_error.as_str() {
+        "" if resource.inventory.devices.is_empty() => "no device was found".to_owned(),
+        error => error.to_owned(),
+    });
+    let sum = |of: fn(&Inventory) -> usize| {
+        seen.resources
+            .values()
+            .map(|r| of(&r.inventory))
+            .sum::<usize>()
+    };
+    let (total, healthy) = (
+        sum(|inventory| inventory.devices.len()),
+        sum(Inventory::healthy),
+    );
+    let reason = if !unhealthy.is_empty() {
+        NodeReason::SomeUnhealthy
+    } else if !refused.is_empty() {
+        NodeReason::DevicesRefused
+    } else if !empty.is_empty() {
+        NodeReason::NoDevices
+    } else {
+        NodeReason::AllHealthy
+    };
+    let wrong = [unhealthy, refused, empty].concat();
+    let message = if wrong.is_empty() {
+        format!("{healthy} of {total} devices are Healthy")
+    } else {
+        format!(
+            "{healthy} of {total} devices are Healthy; {}",
+            listed(&wrong)
+        )
+    };
+    desired(
+        NodeCondition::DevicesHealthy,
+        reason,
+        wrong.is_empty(),
+        &message,
+    )
+}
+
+fn unhealthy_devices(inventory: &Inventory) -> String {
+    let unhealthy: Vec<String> = inventory
+        .devices
+        .iter()
+        .filter(|(_, device)| device.health != crds::node::Health::Healthy)
+        .map(|(id, device)| format!("{id:?} ({})", device.reason))
+        .collect();
+    listed(&unhealthy)
+}
+
+/// Whether the agent does all its work: the kubelet reads the list of every resource.
+///
+/// # Errors
+/// What it waits for.
+pub fn readiness(seen: &Seen) -> Result<(), String> {
+    let waiting = not_registered(seen);
+    if waiting.is_empty() {
+        Ok(())
+    } else {
+        Err(waiting.join("\n"))
+    }
+}
+
+fn listed(texts: &[String]) -> String {
+    let named: Vec<&str> = texts.iter().take(NAMED_MAX).map(String::as_str).collect();
+    let named = named.join(", ");
+    match texts.len().saturating_sub(NAMED_MAX) {
+        0 => named,
+        more => format!("{named} and {more} more"),
+    }
+}
+
+fn shortened(text: &str, limit: usize) -> String {
+    if text.chars().count() <= limit {
+        return text.to_owned();
+    }
+    let kept: String = text.chars().take(limit.saturating_sub(1)).collect();
+    format!("{kept}…")
+}
+
+fn count(number: usize) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::discovery::Refusal;
+    use crds::node::Health;
+    use jiff::Timestamp;
+    use std::sync::Arc;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn device(health: Health, allocated: bool) -> Device {
+        let reason = match health {
+            Health::Healthy => String::new(),
+            Health::Unhealthy => "device node is gone".to_owned(),
+        };
+        Device {
+            paths: vec!["/dev/x".to_owned()],
+            health,
+            reason,
+            since: at(7),
+            missing_since: None,
+            allocated,
+        }
+    }
+
+    fn resource(standing: Standing, devices: &[(Health, bool)]) -> ResourceSeen {
+        let devices = devices.iter().enumerate();
+        let devices = devices.map(|(n, (health, held))| (format!("id{n}"), device(*health, *held)));
+        ResourceSeen {
+            standing,
+            registrations: 2,
+            inventory: Arc::new(Inventory {
+                devices: devices.collect(),
+                ..Inventory::default()
+            }),
+            discovery_error: String::new(),
+        }
+    }
+
+    fn seen(resources: Vec<ResourceSeen>) -> Seen {
+        let named = resources.into_iter().enumerate();
+        Seen {
+            kubelet_socket: true,
+            resources: named
+                .map(|(n, seen)| (format!("example.com/r{n}"), seen))
+                .collect(),
+        }
+    }
+
+    fn condition(seen: &Seen, index: usize) -> (bool, &'static str, String) {
+        let condition = conditions(seen).remove(index);
+        (condition.status, condition.reason, condition.message)
+    }
+
+    const HEALTHY: (Health, bool) = (Health::Healthy, false);
+
+    #[test]
+    fn a_report_counts_and_lists() {
+        let seen = seen(vec![
+            resource(
+                Standing::Watching(at(5)),
+                &[(Health::Healthy, true), (Health::Unhealthy, false)],
+            ),
+            resource(Standing::Refused("no".to_owned()), &[HEALTHY]),
+        ]);
+        let identity = Identity {
+            revision: "abc".to_owned(),
+            ..Identity::default()
+        };
+        let report = report(&identity, &seen);
+        assert_eq!(
+            (
+                report.summary.registered.as_str(),
+                report.summary.healthy,
+                report.summary.allocated
+            ),
+            ("1/2", 2, 1)
+        );
+        assert_eq!(report.revision, "abc");
+        let first = &report.resources[0];
+        assert_eq!(
+            (
+                first.total,
+                first.healthy,
+                first.allocated,
+                first.registrations
+            ),
+            (2, 1, 1, 2)
+        );
+        assert_eq!(
+            (first.registered, first.stream_since.clone()),
+            (true, Some(Time(at(5))))
+        );
+        assert_eq!(report.resources[1].message, "registration failed: no");
+        let healths: Vec<Health> = report.devices.iter().map(|device| device.health).collect();
+        assert_eq!(
+            healths,
+            [Health::Healthy, Health::Unhealthy, Health::Healthy]
+        );
+        assert_eq!(report.devices[1].reason, "device node is gone");
+        assert!(!report.truncated);
+    }
+
+    #[test]
+    fn a_report_fits_its_schema() {
+        let mut many = resource(Standing::Foreign("x".repeat(5_000)), &[HEALTHY; 300]);
+        let long = device(Health::Unhealthy, false);
+        let long = Device {
+            reason: "ü".repeat(999),
+            paths: vec![String::new(); 99],
+            ..long
+        };
+        Arc::make_mut(&mut many.inventory)
+            .devices
+            .insert("id0".to_owned(), long);
+        let report = report(&Identity::default(), &seen(vec![many]));
+        assert_eq!((report.devices.len(), report.truncated), (256, true));
+        assert_eq!(report.resources[0].total, 300, "counts tell all");
+        assert_eq!(report.resources[0].message.chars().count(), 1024);
+        assert_eq!(report.devices[0].reason.chars().count(), 256);
+        assert_eq!(report.devices[0].paths.len(), 32);
+    }
+
+    #[test]
+    fn the_kubelets_socket_is_explained() {
+        let mut watched = seen(vec![resource(Standing::Watching(at(1)), &[HEALTHY])]);
+        assert!(condition(&watched, 0).0);
+        watched.kubelet_socket = false;
+        let (status, reason, message) = condition(&watched, 0);
+        assert_eq!((status, reason), (false, "SocketMissing"));
+        assert!(message.contains("devicePluginDir"), "{message}");
+        let refused = seen(vec![resource(
+            Standing::Unreachable("os error 111".to_owned()),
+            &[],
+        )]);
+        let (status, reason, message) = condition(&refused, 0);
+        assert_eq!((status, reason), (false, "SocketRefused"));
+        assert!(message.contains("os error 111"), "{message}");
+    }
+
+    #[test]
+    fn the_reason_that_needs_a_person_comes_first() {
+        let check = |standings: Vec<Standing>, expected: (bool, &str)| {
+            let seen = seen(
+                standings
+                    .into_iter()
+                    .map(|s| resource(s, &[HEALTHY]))
+                    .collect(),
+            );
+            let (status, reason, message) = condition(&seen, 1);
+            assert_eq!((status, reason), expected, "{message}");
+            assert_eq!(readiness(&seen).is_ok(), expected.0);
+        };
+        check(
+            vec![Standing::Watching(at(1)), Standing::Watching(at(2))],
+            (true, "Registered"),
+        );
+        check(
+            vec![Standing::Watching(at(1)), Standing::AwaitingStream],
+            (false, "Registering"),
+        );
+        check(
+            vec![Standing::Registering, Standing::Refused("x".to_owned())],
+            (false, "RegistrationRefused"),
+        );
+        check(
+            vec![
+                Standing::Refused("x".to_owned()),
+                Standing::Foreign("y".to_owned()),
+            ],
+            (false, "ForeignPlugin"),
+        );
+    }
+
+    #[test]
+    fn devices_are_judged_with_names() {
+        let mut one = resource(Standing::Watching(at(1)), &[HEALTHY, HEALTHY]);
+        let healthy = seen(vec![one.clone()]);
+        assert_eq!(
+            condition(&healthy, 2),
+            (true, "AllHealthy", "2 of 2 devices are Healthy".to_owned())
+        );
+        let reason = "is a block device (8:0)".to_owned();
+        Arc::make_mut(&mut one.inventory).refusals = vec![Refusal {
+            path: "/dev/sda".to_owned(),
+            reason,
+        }];
+        let (status, reason, message) = condition(&seen(vec![one.clone()]), 2);
+        assert_eq!((status, reason), (false, "DevicesRefused"));
+        assert!(
+            message.contains(r#""/dev/sda" is a block device (8:0)"#),
+            "{message}"
+        );
+        let sick = resource(Standing::Watching(at(1)), &[(Health::Unhealthy, false)]);
+        let (status, reason, message) = condition(&seen(vec![one, sick]), 2);
+        assert_eq!((status, reason), (false, "SomeUnhealthy"));
+        assert!(
+            message.contains(r#"example.com/r1: "id0" (device node is gone)"#),
+            "{message}"
+        );
+        let (status, reason, message) =
+            condition(&seen(vec![resource(Standing::Registering, &[])]), 2);
+        assert_eq!((status, reason), (false, "NoDevices"));
+        assert!(
+            message.ends_with("example.com/r0: no device was found"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn long_lists_are_counted() {
+        let texts: Vec<String> = (0..5).map(|n| n.to_string()).collect();
+        assert_eq!(listed(&texts), "0, 1, 2 and 2 more");
+        assert_eq!(listed(&texts[..3]), "0, 1, 2");
+    }
+}

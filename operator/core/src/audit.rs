@@ -1,0 +1,367 @@
+//! The safety rules, stated without looking at the planner. A plan that breaks one is a fault of
+//! the planner: it is not executed, and says so.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use crds::DevicePluginConfig;
+use crds::config::DEFAULT_LABEL_LOSS_GRACE_SECONDS;
+use crds::names::{
+    CLEANUP_FINALIZER, CONFIG_LABEL, NODE_LABEL_PREFIX, POOL_LABEL_PREFIX, node_object,
+};
+use k8s_openapi::jiff::SignedDuration;
+use serde_json::Value;
+
+use crate::action::{Action, Kind, Verb, Write};
+use crate::plan::Plan;
+use crate::rendering::unplaced;
+use crate::seen::{Identity, controller_uid};
+use crate::selection::{matches, selects_pool};
+use crate::snapshot::Snapshot;
+
+/// A rule that a plan breaks.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Violation {
+    /// The rule, as a sentence.
+    pub rule: &'static str,
+    /// The config for which the write was planned.
+    pub config: String,
+    /// The write: verb, kind and name.
+    pub write: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            rule,
+            config,
+            write,
+        } = self;
+        write!(f, "{write} for config {config:?} breaks the rule: {rule}")
+    }
+}
+
+/// Every rule that a plan breaks.
+pub fn audit(seen: &Snapshot, plan: &Plan) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    let mut written = BTreeSet::new();
+    for action in &plan.actions {
+        let mut broken = broken(seen, action);
+        if !written.insert((action.write.kind(), action.write.name())) {
+            broken.push("an object is written at most once");
+        }
+        violations.extend(broken.into_iter().map(|rule| Violation {
+            rule,
+            config: action.config.clone(),
+            write: format!(
+                "{} {} {:?}",
+                action.write.verb().as_str(),
+                action.write.kind().as_str(),
+                action.write.name()
+            ),
+        }));
+    }
+    violations
+}
+
+fn broken(seen: &Snapshot, action: &Action) -> Vec<&'static str> {
+    let config = seen.configs.get(&action.config).map(|config| &**config);
+    let rules: [(bool, &'static str); 6] = [
+        (
+            names_its_object(&action.write),
+            "a write says what it was decided on, and a creation meets nothing",
+        ),
+        (
+            belongs_to_us(seen, action, config),
+            "what is written belongs to the operator",
+        ),
+        (
+            keeps_agents(seen, action, config),
+            "no agent of a live config is taken away within its grace",
+        ),
+        (
+            keeps_revisions(seen, action, config),
+            "the content of a revision never changes",
+        ),
+        (
+            keeps_traces(seen, action, config),
+            "the finalizer goes last",
+        ),
+        (
+            names_known_revision(seen, action, config),
+            "nodes are sent only to a revision that stands",
+        ),
+    ];
+    rules
+        .into_iter()
+        .filter(|(holds, _)| !holds)
+        .map(|(_, rule)| rule)
+        .collect()
+}
+
+fn names_its_object(write: &Write) -> bool {
+    match write.assumed() {
+        Some(on) => !on.name.is_empty() && !on.uid.is_empty() && !on.version.is_empty(),
+        None => write.verb() == Verb::Create && !write.name().is_empty(),
+    }
+}
+
+fn belongs_to_us(seen: &Snapshot, action: &Action, config: Option<&DevicePluginConfig>) -> bool {
+    let uid = config.and_then(|config| config.metadata.uid.as_deref());
+    let name = action.write.name();
+    match &action.write {
+        Write::SetFinalizers { on, .. } => uid == Some(&on.uid) && on.name == action.config,
+        Write::LabelPool { key, .. } => *key == format!("{POOL_LABEL_PREFIX}{name}"),
+        Write::LabelNode { key, .. } => key.strip_prefix(NODE_LABEL_PREFIX) == Some(&action.config),
+        Write::CreateNodeObject { object } => {
+            let owner = controller_uid(&object.metadata, "DevicePluginConfig");
+            uid == Some(&owner) && *name == node_object(&action.config, &object.spec.node_name)
+        }
+        Write::CreateRevision { object, .. }
+        | Write::CreateConfigMap { object, .. }
+        | Write::CreateDaemonSet { object, .. } => {
+            let text = |path: &str| object.pointer(path).and_then(Value::as_str);
+            let label = object
+                .pointer("/metadata/labels")
+                .and_then(|labels| labels.get(CONFIG_LABEL));
+            text("/metadata/namespace") == Some(&seen.settings.namespace)
+                && uid.is_some()
+                && text("/metadata/ownerReferences/0/uid") == uid
+                && label.and_then(Value::as_str) == Some(&action.config)
+        }
+        Write::PatchDaemonSet { on, .. } => owner(seen, Kind::DaemonSet, on).as_deref() == uid,
+        Write::PatchNodeObject { on, .. } => owner(seen, Kind::NodeObject, on).as_deref() == uid,
+        Write::Delete {
+            kind: Kind::Pod,
+            on,
+        } => seen.pods.get(name).is_some_and(|pod| {
+            pod.id == *on
+                && pod.config == action.config
+                && pod.of_daemon_set
+                && pod.phase == "Failed"
+        }),
+        Write::Delete { kind, on } => uid.is_some() && owner(seen, *kind, on).as_deref() == uid,
+    }
+}
+
+/// UID of the config that owns an object that was seen.
+fn owner(seen: &Snapshot, kind: Kind, on: &Identity) -> Option<String> {
+    let (id, owner) = match kind {
+        Kind::DaemonSet => seen
+            .daemon_sets
+            .get(&on.name)
+            .map(|one| (one.id.clone(), one.owner_uid.clone())),
+        Kind::ConfigMap => seen
+            .config_maps
+            .get(&on.name)
+            .map(|one| (one.id.clone(), one.owner_uid.clone())),
+        Kind::Revision => seen
+            .revisions
+            .get(&on.name)
+            .map(|one| (one.id.clone(), one.owner_uid.clone())),
+        Kind::NodeObject => seen.node_objects.get(&on.name).map(|one| {
+            (
+                Identity::of(&one.metadata),
+                controller_uid(&one.metadata, "DevicePluginConfig"),
+            )
+        }),
+        // None of these is ever deleted or patched as something we own.
+        Kind::Config | Kind::Pool | Kind::Node | Kind::Pod => None,
+    }?;
+    (id == *on).then_some(owner)
+}
+
+fn keeps_agents(seen: &Snapshot, action: &Action, config: Option<&DevicePluginConfig>) -> bool {
+    let is_live = config.is_some_and(|config| config.metadata.deletion_timestamp.is_none());
+    match &action.write {
+        Write::Delete {
+            kind: Kind::DaemonSet,
+            ..
+        } => !is_live,
+        Write::LabelNode {
+            on, value: None, ..
+        } => match config {
+            None => !seen.unreadable_configs.contains(&action.config),
+            Some(config) if is_live => may_leave(seen, config, &on.name, &action.config),
+            Some(_) => true,
+        },
+        Write::Delete {
+            kind: Kind::NodeObject,
+            on,
+        } if is_live => {
+            let object = seen.node_objects.get(&on.name);
+            object.is_none_or(|object| {
+                let node = seen.nodes.get(&object.spec.node_name);
+                let node = node.filter(|node| node.id.uid == object.spec.node_uid);
+                node.is_none_or(|node| {
+                    let label = format!("{NODE_LABEL_PREFIX}{}", action.config);
+                    !node.labels.contains_key(&label)
+                        && !has_pod(seen, &action.config, &node.id.name)
+                })
+            })
+        }
+        _ => true,
+    }
+}
+
+fn has_pod(seen: &Snapshot, config: &str, node: &str) -> bool {
+    let mut pods = seen.pods.values();
+    pods.any(|pod| pod.of_daemon_set && pod.config == config && pod.node == node)
+}
+
+/// Whether a node has been unselected for the whole grace, or never had anything but a label.
+fn may_leave(seen: &Snapshot, config: &DevicePluginConfig, node: &str, name: &str) -> bool {
+    let Some(present) = seen.nodes.get(node) else {
+        return true;
+    };
+    let Some(object) = seen.node_objects.get(&node_object(name, node)) else {
+        return !is_selected(seen, config, &present.labels);
+    };
+    let seconds = config.spec.label_loss_grace_seconds;
+    let grace = seconds.unwrap_or(DEFAULT_LABEL_LOSS_GRACE_SECONDS);
+    let ends = object.spec.unmatched_since.as_ref().and_then(|since| {
+        since
+            .0
+            .checked_add(SignedDuration::from_secs(grace.into()))
+            .ok()
+    });
+    ends.is_some_and(|ends| ends <= seen.now)
+}
+
+fn is_selected(
+    seen: &Snapshot,
+    config: &DevicePluginConfig,
+    labels: &std::collections::BTreeMap<String, String>,
+) -> bool {
+    let spec = &config.spec;
+    let by_pool = spec
+        .machine_config_pool_selector
+        .as_ref()
+        .is_some_and(|selector| {
+            let mut pools = seen
+                .pools
+                .values()
+                .filter(|pool| selects_pool(selector, pool));
+            pools.any(|pool| {
+                let selector = pool.spec.node_selector.as_ref();
+                selector.is_some_and(|selector| matches(selector, labels))
+            })
+        });
+    by_pool
+        || spec
+            .node_selector
+            .as_ref()
+            .is_some_and(|one| matches(one, labels))
+}
+
+fn keeps_revisions(seen: &Snapshot, action: &Action, config: Option<&DevicePluginConfig>) -> bool {
+    let uid = config
+        .and_then(|config| config.metadata.uid.as_deref())
+        .unwrap_or_default();
+    let is_live = config.is_some_and(|config| config.metadata.deletion_timestamp.is_none());
+    match &action.write {
+        Write::CreateRevision { name, .. } => {
+            // A second revision of a config is a rollout, which nothing here does.
+            let mut own = seen.revisions.values();
+            !seen.revisions.contains_key(name)
+                && !own.any(|one| one.owner_uid == uid && one.content.is_some() && !one.deleting)
+        }
+        Write::CreateDaemonSet { name, object } => {
+            is_of_revision(seen, name, object.pointer("/spec/template"))
+        }
+        Write::PatchDaemonSet { on, template } => is_of_revision(seen, &on.name, Some(template)),
+        Write::CreateConfigMap { name, object } => {
+            let content = seen
+                .revisions
+                .get(name)
+                .and_then(|one| one.content.as_ref());
+            let text = object
+                .pointer("/data")
+                .and_then(|data| data.get(crds::names::AGENT_CONFIG_KEY));
+            content
+                .is_some_and(|content| text.and_then(Value::as_str) == Some(&content.agent_config))
+        }
+        Write::Delete {
+            kind: Kind::Revision | Kind::ConfigMap,
+            ..
+        } => !is_live || !seen.daemon_sets.values().any(|set| set.owner_uid == uid),
+        _ => true,
+    }
+}
+
+fn is_of_revision(seen: &Snapshot, name: &str, template: Option<&Value>) -> bool {
+    let content = seen
+        .revisions
+        .get(name)
+        .and_then(|one| one.content.as_ref());
+    let wanted = content.map(|content| unplaced(&content.template));
+    wanted.is_some() && template.map(unplaced) == wanted
+}
+
+fn keeps_traces(seen: &Snapshot, action: &Action, config: Option<&DevicePluginConfig>) -> bool {
+    let Write::SetFinalizers { finalizers, .. } = &action.write else {
+        return true;
+    };
+    let Some(config) = config else {
+        return false;
+    };
+    let present: BTreeSet<_> = config
+        .metadata
+        .finalizers
+        .iter()
+        .flatten()
+        .cloned()
+        .collect();
+    let wanted: BTreeSet<_> = finalizers.iter().cloned().collect();
+    let mut others = present.symmetric_difference(&wanted);
+    if others.any(|one| one != CLEANUP_FINALIZER) {
+        return false;
+    }
+    if wanted.contains(CLEANUP_FINALIZER) {
+        return config.metadata.deletion_timestamp.is_none();
+    }
+    let uid = config.metadata.uid.as_deref().unwrap_or_default();
+    let label = format!("{NODE_LABEL_PREFIX}{}", action.config);
+    let owns = |owner: &str, deleting: bool| owner == uid && !deleting;
+    config.metadata.deletion_timestamp.is_some()
+        && !seen
+            .nodes
+            .values()
+            .any(|node| !node.deleting && node.labels.contains_key(&label))
+        && !seen
+            .daemon_sets
+            .values()
+            .any(|one| owns(&one.owner_uid, one.deleting))
+        && !seen
+            .revisions
+            .values()
+            .any(|one| owns(&one.owner_uid, one.deleting))
+        && !seen
+            .config_maps
+            .values()
+            .any(|one| owns(&one.owner_uid, one.deleting))
+}
+
+fn names_known_revision(
+    seen: &Snapshot,
+    action: &Action,
+    config: Option<&DevicePluginConfig>,
+) -> bool {
+    let revision = match &action.write {
+        Write::LabelNode {
+            value: Some(revision),
+            ..
+        } => revision,
+        Write::CreateNodeObject { object } => &object.spec.active,
+        Write::PatchNodeObject { spec, .. } => &spec.active,
+        _ => return true,
+    };
+    let uid = config.and_then(|config| config.metadata.uid.as_deref());
+    let name = crds::names::revision_object(&action.config, revision);
+    let set = seen.daemon_sets.get(&name).filter(|one| !one.deleting);
+    let stands = seen
+        .revisions
+        .get(&name)
+        .filter(|one| one.content.is_some());
+    stands.is_some() && uid.is_some() && set.map(|one| one.owner_uid.as_str()) == uid
+}

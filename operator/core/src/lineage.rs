@@ -1,0 +1,168 @@
+//! Which revision nodes run unless they are being changed.
+//!
+//! It is read from what is in the cluster, never remembered: a lost status, ControllerRevision or
+//! label must not make the next spec look like a first installation.
+
+use std::collections::BTreeMap;
+
+use crds::names::{node_revision_label, revision_object};
+use crds::{DevicePluginConfig, DevicePluginNode};
+use serde_json::Value;
+
+use crate::rendering::unplaced;
+use crate::revision::{HASH_SCHEMA, RevisionContent};
+use crate::seen::{SeenDaemonSet, SeenRevision};
+use crate::snapshot::Snapshot;
+
+/// The stable revision.
+pub enum Stable<'a> {
+    /// There is none: nothing of this config was ever installed.
+    None,
+    /// Its ControllerRevision is there.
+    Stands(&'a SeenRevision),
+    /// Its ControllerRevision is gone, and what it held can be read from its DaemonSet and its
+    /// ConfigMap.
+    Rebuild {
+        /// The revision.
+        revision: String,
+        /// What it held.
+        content: Box<RevisionContent>,
+    },
+    /// Something names it, and what it held is gone.
+    Lost(String),
+}
+
+impl Stable<'_> {
+    /// Its name.
+    pub fn revision(&self) -> Option<&str> {
+        match self {
+            Self::None => None,
+            Self::Stands(seen) => Some(&seen.revision),
+            Self::Rebuild { revision, .. } | Self::Lost(revision) => Some(revision),
+        }
+    }
+
+    /// Its agent image.
+    pub fn image(&self) -> Option<&str> {
+        match self {
+            Self::None | Self::Lost(_) => None,
+            Self::Stands(seen) => seen.content.as_ref().map(|one| one.agent_image.as_str()),
+            Self::Rebuild { content, .. } => Some(&content.agent_image),
+        }
+    }
+}
+
+/// The stable revision of a config: the one its status names, else the one promoted last, else the
+/// one that most nodes carry. Node labels alone prove nothing: an earlier config of the same name
+/// may have left them.
+pub fn stable<'a>(
+    seen: &'a Snapshot,
+    config: &DevicePluginConfig,
+    objects: impl Iterator<Item = &'a DevicePluginNode>,
+) -> Stable<'a> {
+    let name = config.metadata.name.as_deref().unwrap_or_default();
+    let uid = config.metadata.uid.as_deref().unwrap_or_default();
+    let status = config.status.as_ref();
+    let named = status.and_then(|status| status.stable_revision.as_deref());
+    let own: Vec<_> = seen
+        .revisions
+        .values()
+        .filter(|one| one.owner_uid == uid && one.config == name && is_usable(one))
+        .collect();
+    let carried = carried(seen, name);
+    let known = own
+        .iter()
+        .find(|one| Some(one.revision.as_str()) == named)
+        .or_else(|| {
+            own.iter().max_by_key(|one| {
+                let carriers = carried
+                    .get(one.revision.as_str())
+                    .copied()
+                    .unwrap_or_default();
+                (one.promoted, carriers)
+            })
+        });
+    if let Some(known) = known {
+        return Stable::Stands(known);
+    }
+    let sets: Vec<_> = seen
+        .daemon_sets
+        .values()
+        .filter(|one| one.owner_uid == uid && one.config == name && !one.deleting)
+        .collect();
+    let of_set = |revision: &str| sets.iter().find(|one| one.revision == revision);
+    let by_most = |set: &&&std::sync::Arc<SeenDaemonSet>| {
+        carried
+            .get(set.revision.as_str())
+            .copied()
+            .unwrap_or_default()
+    };
+    let mut actives: BTreeMap<&str, usize> = BTreeMap::new();
+    for object in objects {
+        *actives.entry(object.spec.active.as_str()).or_default() += 1;
+    }
+    let revision = named
+        .or_else(|| {
+            sets.iter()
+                .max_by_key(by_most)
+                .map(|set| set.revision.as_str())
+        })
+        .or_else(|| {
+            actives
+                .iter()
+                .max_by_key(|(_, count)| **count)
+                .map(|(one, _)| *one)
+        });
+    let Some(revision) = revision else {
+        return Stable::None;
+    };
+    match of_set(revision).and_then(|set| rebuilt(seen, name, uid, set)) {
+        Some(content) => Stable::Rebuild {
+            revision: revision.to_owned(),
+            content: Box::new(content),
+        },
+        None => Stable::Lost(revision.to_owned()),
+    }
+}
+
+fn is_usable(revision: &SeenRevision) -> bool {
+    revision.content.is_some() && !revision.revision.is_empty() && !revision.deleting
+}
+
+/// How many nodes carry each value of the config's label.
+fn carried<'a>(seen: &'a Snapshot, config: &str) -> BTreeMap<&'a str, usize> {
+    let label = node_revision_label(config);
+    let mut carried = BTreeMap::new();
+    for value in seen
+        .nodes
+        .values()
+        .filter_map(|node| node.labels.get(&label))
+    {
+        *carried.entry(value.as_str()).or_default() += 1;
+    }
+    carried
+}
+
+/// What a lost ControllerRevision held, read from the objects that were made from it.
+fn rebuilt(
+    seen: &Snapshot,
+    config: &str,
+    uid: &str,
+    set: &SeenDaemonSet,
+) -> Option<RevisionContent> {
+    let map = seen
+        .config_maps
+        .get(&revision_object(config, &set.revision))?;
+    let agent_config = map.agent_config.clone().filter(|_| map.owner_uid == uid)?;
+    let containers = set.template.pointer("/spec/containers")?.as_array()?;
+    let agent = containers.iter().find(|one| {
+        one.get("name").and_then(Value::as_str) == Some(crate::rendering::AGENT_CONTAINER)
+    })?;
+    let image = agent.get("image").and_then(Value::as_str)?;
+    Some(RevisionContent {
+        hash_schema: HASH_SCHEMA,
+        agent_image: image.to_owned(),
+        agent_config,
+        template: unplaced(&set.template),
+    })
+}

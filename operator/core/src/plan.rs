@@ -1,0 +1,158 @@
+//! The plan: everything that is to be written, and why nothing else is.
+
+use std::collections::BTreeSet;
+
+use crds::conditions::{ConfigCondition, ConfigReason};
+use crds::names::{CLEANUP_FINALIZER, NODE_LABEL_PREFIX};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+
+use crate::action::{Action, ConfigStatus, PoolStatus, Write};
+use crate::audit::Violation;
+use crate::deletion;
+use crate::installation;
+use crate::nodes::{self, earliest};
+use crate::pools::{self, Serving};
+use crate::scope::{Index, Scope};
+use crate::snapshot::Snapshot;
+use crate::status;
+
+/// What is to be done.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// Writes, in order. Those of one config follow one another: when one is refused, the rest of
+    /// them wait for the next look.
+    pub actions: Vec<Action>,
+    /// The status of every config.
+    pub configs: Vec<ConfigStatus>,
+    /// The statuses of pools that differ.
+    pub pools: Vec<PoolStatus>,
+    /// When to look again if nothing happens.
+    pub look_again: Option<Timestamp>,
+}
+
+impl Plan {
+    /// Takes back every write because the plan breaks safety rules, and says so on the configs that
+    /// it broke them for.
+    pub fn refuse(&mut self, seen: &Snapshot, violations: &[Violation]) {
+        self.actions.clear();
+        for status in &mut self.configs {
+            let name = &status.on.name;
+            let Some(violation) = violations.iter().find(|one| one.config == *name) else {
+                continue;
+            };
+            let message = format!("the operator stopped itself, please report it: {violation}");
+            let present = seen
+                .configs
+                .get(name)
+                .and_then(|config| config.status.as_ref());
+            status.status.summary.clone_from(&message);
+            let degraded = ConfigCondition::Degraded.as_str();
+            let of_type = |one: &&Condition| one.type_ == degraded && one.status == "True";
+            let since = present
+                .and_then(|status| status.conditions.iter().find(of_type))
+                .map_or(Time(seen.now), |one| one.last_transition_time.clone());
+            if let Some(condition) = status
+                .status
+                .conditions
+                .iter_mut()
+                .find(|one| one.type_ == degraded)
+            {
+                condition.status = "True".to_owned();
+                condition.reason = ConfigReason::WriteFailed.as_str().to_owned();
+                condition.message = message;
+                condition.last_transition_time = since;
+            }
+            status.changed = present != Some(&status.status);
+        }
+    }
+
+    fn extend(&mut self, config: &str, writes: Vec<Write>) {
+        self.actions.extend(writes.into_iter().map(|write| Action {
+            config: config.to_owned(),
+            write,
+        }));
+    }
+}
+
+/// Decides what is to be written. Equal snapshots give equal plans.
+pub fn plan(seen: &Snapshot) -> Plan {
+    let mut plan = Plan::default();
+    let index = Index::of(seen);
+    let mut serving = Serving::new();
+    let mut node_writes = Vec::new();
+    for config in seen.configs.values() {
+        let scope = Scope::of(seen, &index, config);
+        let mut wait = String::new();
+        if scope.is_deleting() {
+            let finalizers = config.metadata.finalizers.iter().flatten();
+            // Without our finalizer it only waits for somebody else's.
+            if !finalizers.into_iter().any(|one| one == CLEANUP_FINALIZER) {
+                continue;
+            }
+            let step = deletion::step(&scope);
+            plan.extend(scope.name, step.writes);
+            plan.look_again = earliest(plan.look_again, step.look_again);
+            wait = step.wait;
+        } else if seen.kinds_missing {
+            continue;
+        } else {
+            plan.extend(scope.name, installation::writes(&scope));
+            let (writes, look_again) = nodes::writes(&scope);
+            plan.look_again = earliest(plan.look_again, look_again);
+            node_writes.push((scope.name, writes));
+        }
+        let report = status::report(&scope, &wait);
+        serving.insert(scope.name, report.serving);
+        plan.configs.push(report.status);
+    }
+    extend_in_turns(&mut plan, node_writes);
+    if !seen.kinds_missing {
+        remove_orphans(seen, &mut plan);
+        pools::plan(seen, &serving, &mut plan);
+    }
+    // A second write to one object would carry a resource version that the first has outdated.
+    let mut written = BTreeSet::new();
+    plan.actions
+        .retain(|action| written.insert((action.write.kind(), action.write.name().to_owned())));
+    plan
+}
+
+/// One write of each config after the other, so that a config with thousands of nodes does not use
+/// up the rate of node writes for all the others.
+fn extend_in_turns(plan: &mut Plan, of_configs: Vec<(&str, Vec<Write>)>) {
+    let mut turns: Vec<_> = of_configs
+        .into_iter()
+        .map(|(config, writes)| (config, writes.into_iter()))
+        .collect();
+    while !turns.is_empty() {
+        turns.retain_mut(|(config, writes)| match writes.next() {
+            Some(write) => {
+                plan.extend(config, vec![write]);
+                true
+            }
+            None => false,
+        });
+    }
+}
+
+/// Takes labels off nodes whose config is gone: its finalizer was removed by force, and a config of
+/// the same name would find labels that name revisions of another one.
+fn remove_orphans(seen: &Snapshot, plan: &mut Plan) {
+    for node in seen.nodes.values().filter(|node| !node.deleting) {
+        for key in node.labels.keys() {
+            let Some(config) = key.strip_prefix(NODE_LABEL_PREFIX) else {
+                continue;
+            };
+            if seen.configs.contains_key(config) || seen.unreadable_configs.contains(config) {
+                continue;
+            }
+            let write = Write::LabelNode {
+                on: node.id.clone(),
+                key: key.clone(),
+                value: None,
+            };
+            plan.extend(config, vec![write]);
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! The objects of a revision, rendered once and stored whole: a later operator renders other
+//! revisions differently and leaves these as they are.
+
+use crds::DevicePluginConfig;
+use crds::agent_config::AgentConfig;
+use crds::names::{
+    AGENT_CONFIG_KEY, CONFIG_LABEL, HTTP_PORT, PROMOTED_ANNOTATION, REVISION_LABEL, agent_env,
+    node_revision_label, paths, revision_object,
+};
+use crds::placement::{AgentSettings, ImagePullPolicy, Toleration};
+use crds::selector::Requirement;
+use serde_json::{Value, json};
+
+use crate::action::metadata;
+use crate::revision::{
+    Amounts, DEFAULT_PRIORITY_CLASS, HASH_SCHEMA, RevisionContent, amounts, canonical_resources,
+};
+use crate::selection::OWN_TOLERATIONS;
+use crate::settings::Settings;
+
+/// Name of the agent's container.
+pub const AGENT_CONTAINER: &str = "agent";
+
+/// Everything that one revision's agents are made from.
+pub fn content(
+    config: &DevicePluginConfig,
+    revision: &str,
+    image: &str,
+    settings: &Settings,
+) -> RevisionContent {
+    let name = config.metadata.name.clone().unwrap_or_default();
+    let default = AgentSettings::default();
+    let agent = config.spec.agent.as_ref().unwrap_or(&default);
+    let agent_config = AgentConfig {
+        config: name.clone(),
+        config_uid: config.metadata.uid.clone().unwrap_or_default(),
+        revision: revision.to_owned(),
+        resources: canonical_resources(&config.spec),
+    };
+    RevisionContent {
+        hash_schema: HASH_SCHEMA,
+        agent_image: image.to_owned(),
+        // Plain data without maps keyed by anything but strings can always be written.
+        agent_config: serde_json::to_string(&agent_config).unwrap_or_default(),
+        template: template(&name, revision, image, agent, settings),
+    }
+}
+
+/// The ControllerRevision. It has no revision label: with the DaemonSet's selector labels the
+/// DaemonSet controller would count it among its own and prune it.
+pub fn controller_revision(
+    config: &DevicePluginConfig,
+    revision: &str,
+    content: &RevisionContent,
+    promoted: u64,
+    settings: &Settings,
+) -> Value {
+    let (name, uid) = name_and_uid(config);
+    let object = revision_object(name, revision);
+    let mut metadata = metadata(&object, Some(&settings.namespace), name, uid);
+    set(
+        &mut metadata,
+        "annotations",
+        json!({ PROMOTED_ANNOTATION: promoted.to_string() }),
+    );
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "ControllerRevision",
+        "metadata": metadata,
+        "revision": promoted,
+        "data": content,
+    })
+}
+
+/// The ConfigMap that agents of the revision read.
+pub fn config_map(
+    config: &DevicePluginConfig,
+    revision: &str,
+    content: &RevisionContent,
+    settings: &Settings,
+) -> Value {
+    let (name, uid) = name_and_uid(config);
+    let object = revision_object(name, revision);
+    let metadata = revision_metadata(&object, settings, name, uid, revision);
+    json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata,
+        "immutable": true,
+        "data": { AGENT_CONFIG_KEY: content.agent_config },
+    })
+}
+
+/// The DaemonSet of a revision.
+pub fn daemon_set(
+    config: &DevicePluginConfig,
+    revision: &str,
+    template: &Value,
+    settings: &Settings,
+) -> Value {
+    let (name, uid) = name_and_uid(config);
+    let object = revision_object(name, revision);
+    let metadata = revision_metadata(&object, settings, name, uid, revision);
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": metadata,
+        "spec": {
+            "selector": { "matchLabels": { CONFIG_LABEL: name, REVISION_LABEL: revision } },
+            "updateStrategy": { "type": "OnDelete" },
+            // Our ControllerRevisions are the history; those of the controller tell only affinities.
+            "revisionHistoryLimit": 1,
+            "template": template,
+        },
+    })
+}
+
+/// The template with the fields that say where it runs: nodes whose label names the revision, and,
+/// for the stable revision, selected nodes whose label names no live revision. Terms of a node
+/// affinity are alternatives; `nodeSelector` would be checked again by a kubelet that restarts.
+pub fn placed(
+    template: &Value,
+    config: &str,
+    revision: &str,
+    live: &[&str],
+    selection: &[Vec<Requirement>],
+) -> Value {
+    let label = node_revision_label(config);
+    let mut terms = vec![json!({ "matchExpressions": [
+        { "key": label, "operator": "In", "values": [revision] },
+    ]})];
+    for term in selection {
+        let mut expressions: Vec<Value> = term.iter().map(expression).collect();
+        expressions.push(json!({ "key": label, "operator": "NotIn", "values": live }));
+        terms.push(json!({ "matchExpressions": expressions }));
+    }
+    let mut placed = template.clone();
+    if let Some(spec) = placed.get_mut("spec").and_then(Value::as_object_mut) {
+        let required = json!({ "nodeSelectorTerms": terms });
+        let node = json!({ "requiredDuringSchedulingIgnoredDuringExecution": required });
+        spec.insert("affinity".to_owned(), json!({ "nodeAffinity": node }));
+    }
+    placed
+}
+
+/// A template without the fields that say where it runs.
+pub fn unplaced(template: &Value) -> Value {
+    let mut unplaced = template.clone();
+    if let Some(spec) = unplaced.get_mut("spec").and_then(Value::as_object_mut) {
+        spec.remove("affinity");
+    }
+    unplaced
+}
+
+/// Whether an object holds everything that is wanted: the API server adds its defaults, and writes
+/// quantities in its own form.
+pub fn holds(present: &Value, wanted: &Value) -> bool {
+    match (present, wanted) {
+        (Value::Object(present), Value::Object(wanted)) => wanted.iter().all(|(key, wanted)| {
+            let absent = &Value::Null;
+            holds(present.get(key).unwrap_or(absent), wanted)
+        }),
+        (Value::Array(present), Value::Array(wanted)) => {
+            let pairs = present.iter().zip(wanted);
+            present.len() == wanted.len() && pairs.into_iter().all(|(one, other)| holds(one, other))
+        }
+        (Value::String(present), Value::String(wanted)) => {
+            let value = crate::quantity::milli;
+            present == wanted || value(present).is_some_and(|one| value(wanted) == Some(one))
+        }
+        // Empty members are left out by the API server.
+        (Value::Null, Value::Object(wanted)) => wanted.is_empty(),
+        (Value::Null, Value::Array(wanted)) => wanted.is_empty(),
+        (Value::Null, Value::Bool(wanted)) => !wanted,
+        (Value::Null, Value::String(wanted)) => wanted.is_empty(),
+        _ => present == wanted,
+    }
+}
+
+fn expression(requirement: &Requirement) -> Value {
+    let mut expression = json!({
+        "key": requirement.key,
+        "operator": requirement.operator.as_str(),
+    });
+    if !requirement.values.is_empty() {
+        set(&mut expression, "values", json!(requirement.values));
+    }
+    expression
+}
+
+/// Sets a member of an object.
+fn set(object: &mut Value, key: &str, value: Value) {
+    if let Some(members) = object.as_object_mut() {
+        members.insert(key.to_owned(), value);
+    }
+}
+
+/// The metadata of an object that the DaemonSet's selector may find.
+fn revision_metadata(
+    object: &str,
+    settings: &Settings,
+    name: &str,
+    uid: &str,
+    revision: &str,
+) -> Value {
+    let mut metadata = metadata(object, Some(&settings.namespace), name, uid);
+    if let Some(labels) = metadata.get_mut("labels") {
+        set(labels, REVISION_LABEL, json!(revision));
+    }
+    metadata
+}
+
+fn name_and_uid(config: &DevicePluginConfig) -> (&str, &str) {
+    let name = config.metadata.name.as_deref().unwrap_or_default();
+    (name, config.metadata.uid.as_deref().unwrap_or_default())
+}
+
+fn template(
+    name: &str,
+    revision: &str,
+    image: &str,
+    agent: &AgentSettings,
+    settings: &Settings,
+) -> Value {
+    let mut spec = json!({
+        "serviceAccountName": settings.agent_service_account,
+        "priorityClassName": agent.priority_class_name.as_deref().unwrap_or(DEFAULT_PRIORITY_CLASS),
+        // An agent has nothing to finish: it closes its sockets and leaves within a second. Three
+        // times the kubelet's default would hold up a node drain, a third could cut off a write.
+        "terminationGracePeriodSeconds": 10,
+        "enableServiceLinks": false,
+        "securityContext": { "seccompProfile": { "type": "RuntimeDefault" } },
+        "tolerations": tolerations(&agent.tolerations),
+        "containers": [container(name, revision, image, agent)],
+        "volumes": volumes(name, revision, settings),
+    });
+    if !agent.image_pull_secrets.is_empty() {
+        set(
+            &mut spec,
+            "imagePullSecrets",
+            json!(agent.image_pull_secrets),
+        );
+    }
+    json!({
+        "metadata": {
+            "labels": {
+                CONFIG_LABEL: name,
+                REVISION_LABEL: revision,
+                "app.kubernetes.io/name": "device-plugin-agent",
+                "app.kubernetes.io/managed-by": crds::names::OPERATOR_FIELD_MANAGER,
+            },
+            "annotations": { "kubectl.kubernetes.io/default-container": AGENT_CONTAINER },
+        },
+        "spec": spec,
+    })
+}
+
+fn container(name: &str, revision: &str, image: &str, agent: &AgentSettings) -> Value {
+    let policy = agent
+        .image_pull_policy
+        .unwrap_or(ImagePullPolicy::IfNotPresent);
+    json!({
+        "name": AGENT_CONTAINER,
+        "image": image,
+        "imagePullPolicy": policy.as_str(),
+        "env": [
+            { "name": agent_env::CONFIG, "value": name },
+            { "name": agent_env::REVISION, "value": revision },
+            { "name": agent_env::NODE_NAME, "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "spec.nodeName" } } },
+            { "name": agent_env::POD_UID, "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.uid" } } },
+        ],
+        "ports": [{ "name": "http", "containerPort": HTTP_PORT, "protocol": "TCP" }],
+        "resources": compute(&amounts(agent.resources.as_ref())),
+        "securityContext": {
+            // The plugin directory is root's and closed to others; nothing else needs root.
+            "runAsUser": 0,
+            "runAsGroup": 0,
+            "privileged": false,
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": { "drop": ["ALL"] },
+        },
+        // Served within a second of the kubelet's list being read: `Ready` follows readiness.
+        "readinessProbe": { "httpGet": { "path": "/readyz", "port": "http", "scheme": "HTTP" }, "periodSeconds": 2, "timeoutSeconds": 2, "successThreshold": 1, "failureThreshold": 1 },
+        // Half a minute of silence is a hang; a busy node delays an answer by seconds.
+        "livenessProbe": { "httpGet": { "path": "/healthz", "port": "http", "scheme": "HTTP" }, "periodSeconds": 10, "timeoutSeconds": 5, "successThreshold": 1, "failureThreshold": 3 },
+        "terminationMessagePath": "/dev/termination-log",
+        // The last lines of a log tell users more than an exit code.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            { "name": "config", "mountPath": paths::AGENT_CONFIG_DIR, "readOnly": true },
+            { "name": "dev", "mountPath": paths::HOST_DEV_DIR, "readOnly": true },
+            { "name": "device-plugins", "mountPath": paths::DEVICE_PLUGIN_DIR },
+            { "name": "pod-resources", "mountPath": paths::POD_RESOURCES_DIR, "readOnly": true },
+            { "name": "locks", "mountPath": paths::LOCK_DIR },
+            { "name": "state", "mountPath": paths::STATE_DIR },
+        ],
+    })
+}
+
+fn compute(amounts: &Amounts) -> Value {
+    // Explicit zeros: limits alone would become requests, and an agent that asks for room could
+    // displace workloads.
+    let mut compute = json!({
+        "requests": { "cpu": amounts.request_cpu, "memory": amounts.request_memory },
+    });
+    let mut limits = json!({});
+    if let Some(cpu) = &amounts.limit_cpu {
+        set(&mut limits, "cpu", json!(cpu));
+    }
+    if let Some(memory) = &amounts.limit_memory {
+        set(&mut limits, "memory", json!(memory));
+    }
+    if limits.as_object().is_some_and(|limits| !limits.is_empty()) {
+        set(&mut compute, "limits", limits);
+    }
+    compute
+}
+
+fn tolerations(own: &[Toleration]) -> Value {
+    let ours = OWN_TOLERATIONS.iter().map(|(key, effect)| match effect {
+        Some(effect) => json!({ "key": key, "operator": "Exists", "effect": effect }),
+        None => json!({ "key": key, "operator": "Exists" }),
+    });
+    ours.chain(own.iter().map(|one| json!(one))).collect()
+}
+
+fn volumes(name: &str, revision: &str, settings: &Settings) -> Value {
+    let host = |volume: &str, path: &str, kind: &str| json!({ "name": volume, "hostPath": { "path": path, "type": kind } });
+    json!([
+        { "name": "config", "configMap": { "name": revision_object(name, revision), "defaultMode": 0o444 } },
+        host("dev", "/dev", "Directory"),
+        // Made where they are missing, so that the agent starts and can tell what is wrong with the
+        // kubelet; a mount error would be an event on a pod that nobody looks at.
+        host("device-plugins", &settings.device_plugin_dir, "DirectoryOrCreate"),
+        host("pod-resources", &settings.pod_resources_dir(), "DirectoryOrCreate"),
+        host("locks", paths::LOCK_DIR, "DirectoryOrCreate"),
+        host("state", paths::STATE_DIR, "DirectoryOrCreate"),
+    ])
+}

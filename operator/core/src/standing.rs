@@ -1,0 +1,153 @@
+//! Where each node of a config stands.
+
+use crds::DevicePluginNode;
+use crds::conditions::{NodeCondition, NodeReason};
+use crds::node::AgentReport;
+
+use crate::messages::{cut, time};
+use crate::scope::{Member, Scope};
+use crate::seen::SeenPod;
+
+/// Longest part of a message that comes from elsewhere.
+const FOREIGN_TEXT_MAX: usize = 300;
+
+/// Where a node stands.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Standing {
+    /// Its agent serves every resource at the revision that its object names.
+    Serving,
+    /// It is on its way; why, in words.
+    Pending(String),
+    /// Its agent fails; how, in words.
+    Failed(String),
+    /// Something else serves a resource there.
+    Skipped(String),
+    /// Kubernetes does not reach it.
+    Unreachable(String),
+}
+
+/// Where a node stands, and the report that counts: only that of a serving agent does.
+pub fn standing<'a>(
+    scope: &Scope<'_>,
+    member: &Member<'a>,
+    resources: &[String],
+) -> (Standing, Option<&'a AgentReport>) {
+    if !member.node.ready {
+        let since = member
+            .node
+            .ready_since
+            .map(|at| format!(" since {}", time(at)));
+        let since = since.unwrap_or_default();
+        let text =
+            format!("the node is not Ready{since}; it counts again when its kubelet is back");
+        return (Standing::Unreachable(text), None);
+    }
+    let Some(object) = member.object else {
+        return (Standing::Pending(without_object(scope)), None);
+    };
+    let report = object
+        .status
+        .as_ref()
+        .and_then(|status| status.active.as_ref());
+    let pod = agent_pod(member, &object.spec.active);
+    let serving = report.filter(|report| is_serving(report, member, object, resources));
+    if serving.is_some() {
+        return (Standing::Serving, serving);
+    }
+    let Some(pod) = pod else {
+        return (Standing::Pending(without_pod(scope, member)), None);
+    };
+    let report = report.filter(|report| report.pod_uid == pod.id.uid);
+    let name = &pod.id.name;
+    if let Some(foreign) = report.and_then(|_| foreign_plugin(object)) {
+        return (Standing::Skipped(foreign), None);
+    }
+    if let Some(trouble) = &pod.trouble {
+        let message = cut(&trouble.message, FOREIGN_TEXT_MAX);
+        let text = format!("agent pod {name:?}: {}: {message}", trouble.reason);
+        let text = text.trim_end_matches([':', ' ']).to_owned();
+        let standing = if trouble.fatal {
+            Standing::Failed
+        } else {
+            Standing::Pending
+        };
+        return (standing(text), None);
+    }
+    let since = pod
+        .created
+        .map(|at| format!(" since {}", time(at)))
+        .unwrap_or_default();
+    let unserved = report.and_then(|report| unserved(report, resources));
+    let text = unserved.unwrap_or_else(|| format!("agent pod {name:?} is starting{since}"));
+    (Standing::Pending(text), None)
+}
+
+fn without_object(scope: &Scope<'_>) -> String {
+    match scope.stable.revision() {
+        None => "the first revision is being made".to_owned(),
+        Some(_) => "its DevicePluginNode is being made".to_owned(),
+    }
+}
+
+fn without_pod(scope: &Scope<'_>, member: &Member<'_>) -> String {
+    if let Some(pod) = member.pods.iter().find(|pod| pod.deleting) {
+        return format!("agent pod {:?} is ending, a new one follows", pod.id.name);
+    }
+    let revision = scope.stable.revision().unwrap_or_default();
+    let set = crds::names::revision_object(scope.name, revision);
+    format!(
+        "the DaemonSet controller has made no agent pod yet; if it stays so, `kubectl -n {} describe daemonset {set}` tells why",
+        scope.seen.settings.namespace
+    )
+}
+
+/// The newest pod of the revision that is not on its way out.
+fn agent_pod<'a>(member: &Member<'a>, revision: &str) -> Option<&'a SeenPod> {
+    let pods = member.pods.iter().copied();
+    pods.filter(|pod| !pod.deleting && pod.revision == revision)
+        .max_by_key(|pod| (pod.created, pod.id.name.as_str()))
+}
+
+fn is_serving(
+    report: &AgentReport,
+    member: &Member<'_>,
+    object: &DevicePluginNode,
+    resources: &[String],
+) -> bool {
+    let pod = member.pods.iter().find(|pod| pod.id.uid == report.pod_uid);
+    let is_registered = |name: &String| {
+        let of_name = report.resources.iter().find(|one| one.name == *name);
+        of_name.is_some_and(|one| one.registered)
+    };
+    pod.is_some_and(|pod| pod.ready && !pod.deleting)
+        && report.revision == object.spec.active
+        && resources.iter().all(is_registered)
+}
+
+fn foreign_plugin(object: &DevicePluginNode) -> Option<String> {
+    let conditions = &object.status.as_ref()?.conditions;
+    conditions
+        .iter()
+        .find(|one| {
+            one.type_ == NodeCondition::Registered.as_str()
+                && one.status == "False"
+                && one.reason == NodeReason::ForeignPlugin.as_str()
+        })
+        .map(|one| cut(&one.message, FOREIGN_TEXT_MAX))
+}
+
+/// The first resource that the kubelet does not have from this agent.
+fn unserved(report: &AgentReport, resources: &[String]) -> Option<String> {
+    resources.iter().find_map(|name| {
+        let of_name = report.resources.iter().find(|one| one.name == *name);
+        if of_name.is_some_and(|one| one.registered) {
+            return None;
+        }
+        let message = of_name.map(|one| cut(&one.message, FOREIGN_TEXT_MAX));
+        let message = message.filter(|message| !message.is_empty());
+        let message = message.unwrap_or_else(|| "registration is under way".to_owned());
+        Some(format!(
+            "resource {name:?} is not registered at the kubelet: {message}"
+        ))
+    })
+}

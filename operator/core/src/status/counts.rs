@@ -1,0 +1,150 @@
+//! Nodes and devices of a config, counted.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crds::config::{DeviceCounts, NodeCounts, ResourceCounts};
+
+use crate::lineage::Stable;
+use crate::scope::{Membership, Scope};
+use crate::standing::{Standing, standing};
+
+/// Nodes with what is said about each, by where they stand.
+pub type Told<'a> = Vec<(&'a str, String)>;
+
+/// What the status counts and its messages name.
+#[derive(Default)]
+pub struct Tally<'a> {
+    /// Nodes.
+    pub counts: NodeCounts,
+    /// Devices.
+    pub devices: DeviceCounts,
+    /// Devices by resource.
+    pub resources: Vec<ResourceCounts>,
+    /// Nodes that serve every resource.
+    pub serving: BTreeSet<&'a str>,
+    /// Nodes on their way.
+    pub pending: Told<'a>,
+    /// Nodes whose agent fails.
+    pub failed: Told<'a>,
+    /// Nodes where something else serves a resource.
+    pub skipped: Told<'a>,
+    /// Nodes that nobody reaches.
+    pub unreachable: Told<'a>,
+    /// Nodes within the grace, with the time of its end.
+    pub grace: Vec<(&'a str, k8s_openapi::jiff::Timestamp)>,
+    /// Nodes that are being left.
+    pub leaving: Vec<&'a str>,
+    /// Nodes with Unhealthy devices, by resource.
+    pub unhealthy: BTreeMap<String, Vec<&'a str>>,
+}
+
+impl<'a> Tally<'a> {
+    /// Counts a config's nodes and devices.
+    pub fn of(scope: &Scope<'a>) -> Self {
+        let resources = resources(scope);
+        let is_target = match (&scope.target, scope.stable.revision()) {
+            (Some(target), Some(stable)) => target.revision == stable,
+            // Nothing can be asked for; what runs is what is wanted.
+            (None, Some(_)) => true,
+            (_, None) => false,
+        };
+        let mut tally = Self::default();
+        let mut devices: BTreeMap<String, ResourceCounts> = BTreeMap::new();
+        for (name, member) in &scope.members {
+            match member.membership {
+                Membership::Selected => {}
+                Membership::Grace { until } => tally.grace.push((name, until)),
+                Membership::Leaving => {
+                    tally.leaving.push(name);
+                    continue;
+                }
+                Membership::Vanishing => continue,
+            }
+            tally.counts.desired += 1;
+            let (standing, report) = standing(scope, member, &resources);
+            for resource in report.iter().flat_map(|report| &report.resources) {
+                let counts = devices.entry(resource.name.clone()).or_default();
+                counts.total = counts.total.saturating_add(resource.total);
+                counts.healthy = counts.healthy.saturating_add(resource.healthy);
+                counts.allocated = counts.allocated.saturating_add(resource.allocated);
+                if resource.healthy < resource.total {
+                    tally
+                        .unhealthy
+                        .entry(resource.name.clone())
+                        .or_default()
+                        .push(name);
+                }
+            }
+            tally.book(name, standing, is_target);
+        }
+        tally.resources = resources
+            .into_iter()
+            .map(|name| counted(name, &devices))
+            .collect();
+        tally.devices = total(&tally.resources);
+        tally
+    }
+
+    fn book(&mut self, name: &'a str, standing: Standing, is_target: bool) {
+        match standing {
+            Standing::Serving => {
+                self.serving.insert(name);
+                self.counts.ready += 1;
+                if is_target {
+                    self.counts.updated += 1;
+                } else {
+                    self.counts.pending += 1;
+                }
+            }
+            Standing::Pending(text) => {
+                self.counts.pending += 1;
+                self.pending.push((name, text));
+            }
+            Standing::Failed(text) => {
+                self.counts.failed += 1;
+                self.failed.push((name, text));
+            }
+            Standing::Skipped(text) => {
+                self.counts.skipped += 1;
+                self.skipped.push((name, text));
+            }
+            Standing::Unreachable(text) => {
+                self.counts.unreachable += 1;
+                self.unreachable.push((name, text));
+            }
+        }
+    }
+}
+
+/// The resources that agents of the stable revision serve; before there is one, those of the spec.
+fn resources(scope: &Scope<'_>) -> Vec<String> {
+    match &scope.stable {
+        Stable::Stands(revision) => revision.resources.clone(),
+        Stable::None | Stable::Rebuild { .. } | Stable::Lost(_) => {
+            let names = scope
+                .config
+                .spec
+                .resources
+                .iter()
+                .map(|one| one.name.clone());
+            names.collect::<BTreeSet<_>>().into_iter().collect()
+        }
+    }
+}
+
+fn counted(name: String, devices: &BTreeMap<String, ResourceCounts>) -> ResourceCounts {
+    let counts = devices.get(&name).cloned().unwrap_or_default();
+    ResourceCounts { name, ..counts }
+}
+
+fn total(resources: &[ResourceCounts]) -> DeviceCounts {
+    let sum =
+        |of: fn(&ResourceCounts) -> i32| resources.iter().map(of).fold(0, i32::saturating_add);
+    let (total, healthy) = (sum(|one| one.total), sum(|one| one.healthy));
+    DeviceCounts {
+        total,
+        healthy,
+        allocated: sum(|one| one.allocated),
+        text: format!("{healthy}/{total}"),
+    }
+}

@@ -1,0 +1,117 @@
+//! What only code can see in a spec. Everything else is refused at admission by the schema.
+
+use crds::selector::{LabelSelector, Operator};
+use crds::{DevicePluginConfig, DevicePluginPool};
+use globset::GlobBuilder;
+
+use crate::selection::selects_pool;
+
+/// The first thing that is wrong with a config, as a sentence that names field, value and what is
+/// right; absent where nothing is.
+pub fn problem<'a>(
+    config: &DevicePluginConfig,
+    mut pools: impl Iterator<Item = &'a DevicePluginPool>,
+) -> Option<String> {
+    let spec = &config.spec;
+    for (name, selector) in [
+        ("nodeSelector", &spec.node_selector),
+        (
+            "machineConfigPoolSelector",
+            &spec.machine_config_pool_selector,
+        ),
+    ] {
+        if let Some(problem) = selector.as_ref().and_then(selector_problem) {
+            return Some(format!("spec.{name}.{problem}"));
+        }
+    }
+    let selector = spec.machine_config_pool_selector.as_ref();
+    let pool_problem = pools.find_map(|pool| {
+        let selected = selector.is_some_and(|selector| selects_pool(selector, pool));
+        let problem = selector_problem(pool.spec.node_selector.as_ref().filter(|_| selected)?)?;
+        let name = pool.metadata.name.as_deref().unwrap_or_default();
+        Some(format!(
+            "DevicePluginPool {name:?}: spec.nodeSelector.{problem}"
+        ))
+    });
+    pool_problem.or_else(|| spec.resources.iter().find_map(glob_problem))
+}
+
+fn glob_problem(resource: &crds::Resource) -> Option<String> {
+    let paths = resource.discovery.paths.as_ref()?;
+    let globs = paths.globs.iter().enumerate().map(|one| ("globs", one));
+    let excludes = paths.exclude.iter().enumerate().map(|one| ("exclude", one));
+    globs.chain(excludes).find_map(|(field, (index, glob))| {
+        let error = GlobBuilder::new(glob).literal_separator(true).build().err()?;
+        Some(format!(
+            "spec.resources[{:?}].discovery.paths.{field}[{index}] {glob:?} is not a glob: {}; write for example \"/dev/ttyUSB*\", with every [ and {{ closed",
+            resource.name,
+            error.kind(),
+        ))
+    })
+}
+
+/// What is wrong with a selector: the API server would refuse the DaemonSet that carries it.
+fn selector_problem(selector: &LabelSelector) -> Option<String> {
+    for (key, value) in &selector.match_labels {
+        if let Some(problem) = key_problem(key).or_else(|| value_problem(value)) {
+            return Some(format!("matchLabels[{key:?}]: {problem}"));
+        }
+    }
+    for (index, requirement) in selector.match_expressions.iter().enumerate() {
+        let values = match requirement.operator {
+            Operator::In | Operator::NotIn => requirement.values.as_slice(),
+            Operator::Exists | Operator::DoesNotExist => &[],
+        };
+        let problem = key_problem(&requirement.key)
+            .or_else(|| values.iter().find_map(|value| value_problem(value)));
+        if let Some(problem) = problem {
+            return Some(format!("matchExpressions[{index}]: {problem}"));
+        }
+    }
+    None
+}
+
+fn value_problem(value: &str) -> Option<String> {
+    let is_right = value.is_empty() || is_label_name(value);
+    (!is_right).then(|| {
+        format!("{value:?} is not a label value: at most 63 letters, digits, -, _ and ., starting and ending with a letter or digit")
+    })
+}
+
+fn key_problem(key: &str) -> Option<String> {
+    let (prefix, name) = key
+        .rsplit_once('/')
+        .map_or((None, key), |(prefix, name)| (Some(prefix), name));
+    let is_right = is_label_name(name) && prefix.is_none_or(is_subdomain);
+    (!is_right).then(|| {
+        format!("{key:?} is not a label key: a name of at most 63 letters, digits, -, _ and ., with an optional DNS subdomain and / before it, such as example.com/board")
+    })
+}
+
+/// A label's name part, or its value: letters, digits, `-`, `_` and `.`, 1 to 63.
+fn is_label_name(text: &str) -> bool {
+    let inner = text
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    inner && text.len() <= 63 && has_alphanumeric_ends(text)
+}
+
+fn is_subdomain(text: &str) -> bool {
+    let is_part = |part: &str| {
+        let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        part.bytes().all(inner) && has_alphanumeric_ends(part)
+    };
+    text.len() <= 253 && text.split('.').all(is_part)
+}
+
+fn has_alphanumeric_ends(text: &str) -> bool {
+    let starts = text
+        .as_bytes()
+        .first()
+        .is_some_and(u8::is_ascii_alphanumeric);
+    starts
+        && text
+            .as_bytes()
+            .last()
+            .is_some_and(u8::is_ascii_alphanumeric)
+}

@@ -1,0 +1,261 @@
+//! What holds for every rendering: rights are listed one by one, no secret can be read, pods are
+//! restricted, selectors meet what they select, and a hook leaves nothing behind.
+
+#![expect(
+    clippy::indexing_slicing,
+    reason = "a member that a JSON or YAML value lacks is null"
+)]
+
+use anyhow::{Context, bail, ensure};
+use serde_json::{Value, json};
+
+/// Whether the checker of schemas knows the kind of an object. Our definitions are checked by the
+/// API server itself in the cluster tests.
+pub fn has_schema(object: &Value) -> bool {
+    !matches!(
+        object["kind"].as_str(),
+        Some("CustomResourceDefinition" | "PodMonitor")
+    )
+}
+
+/// Checks all objects of one rendering.
+pub fn check(objects: &[Value]) -> anyhow::Result<()> {
+    for object in objects {
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        check_one(object, objects)
+            .with_context(|| format!("{} {name:?}", object["kind"].as_str().unwrap_or_default()))?;
+    }
+    Ok(())
+}
+
+fn check_one(object: &Value, all: &[Value]) -> anyhow::Result<()> {
+    ensure!(
+        object["metadata"]["labels"]["app.kubernetes.io/instance"].is_string(),
+        "it has no label of its release"
+    );
+    let name = object["metadata"]["name"].as_str().unwrap_or_default();
+    ensure!(
+        name.len() <= 63 && !name.ends_with('-'),
+        "its name is no DNS label"
+    );
+    match object["kind"].as_str().unwrap_or_default() {
+        "ClusterRole" | "Role" => rights_are_few(object)?,
+        "ClusterRoleBinding" | "RoleBinding" => binding_binds(object, all)?,
+        "Deployment" => {
+            pod_is_restricted(&object["spec"]["template"])?;
+            ensure!(
+                object["spec"]["strategy"]["type"] == "Recreate",
+                "two operators may run at a time"
+            );
+        }
+        "Job" => pod_is_restricted(&object["spec"]["template"])?,
+        "Service" => selects_the_operator(&object["spec"]["selector"], all)?,
+        "PodMonitor" | "NetworkPolicy" if !name.ends_with("-agent") => {
+            let selector = match object["kind"].as_str() {
+                Some("PodMonitor") => &object["spec"]["selector"],
+                _ => &object["spec"]["podSelector"],
+            };
+            selects_the_operator(&selector["matchLabels"], all)?;
+        }
+        "PodMonitor" | "NetworkPolicy" | "ServiceAccount" | "CustomResourceDefinition" => {}
+        other => bail!("the render tests know nothing of kind {other:?}"),
+    }
+    hook_leaves_nothing(object)
+}
+
+fn words(list: &Value) -> Vec<&str> {
+    list.as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect()
+}
+
+fn rights_are_few(role: &Value) -> anyhow::Result<()> {
+    let name = role["metadata"]["name"].as_str().unwrap_or_default();
+    let rules = role["rules"].as_array().context("it has no rules")?;
+    for rule in rules {
+        let (groups, resources, verbs) = (
+            words(&rule["apiGroups"]),
+            words(&rule["resources"]),
+            words(&rule["verbs"]),
+        );
+        for word in groups.iter().chain(&resources).chain(&verbs) {
+            ensure!(!word.contains('*'), "a wildcard in {rule}");
+        }
+        ensure!(
+            !resources.is_empty() && !verbs.is_empty(),
+            "an empty list in {rule}"
+        );
+        for never in [
+            "secrets",
+            "pods/exec",
+            "serviceaccounts/token",
+            "clusterroles",
+            "roles",
+        ] {
+            ensure!(!resources.contains(&never), "{never:?} in {rule}");
+        }
+        for never in ["escalate", "bind", "impersonate"] {
+            ensure!(!verbs.contains(&never), "{never:?} in {rule}");
+        }
+        // In the whole cluster: our own kinds, and nodes, which have no namespace.
+        let own = groups == ["deviceplugins.dev"];
+        let nodes = groups == [""] && resources == ["nodes"] && verbs == ["list", "watch", "patch"];
+        ensure!(
+            role["kind"] == "Role" || own || nodes,
+            "{rule} is granted for the whole cluster"
+        );
+    }
+    if name.ends_with("-agent") {
+        let expected = json!([
+            {"apiGroups": ["deviceplugins.dev"], "resources": ["devicepluginnodes"], "verbs": ["get", "list", "watch"]},
+            {"apiGroups": ["deviceplugins.dev"], "resources": ["devicepluginnodes/status"], "verbs": ["patch"]},
+        ]);
+        ensure!(
+            role["rules"] == expected,
+            "an agent may do more than it should: {rules:?}"
+        );
+    }
+    Ok(())
+}
+
+fn binding_binds(binding: &Value, all: &[Value]) -> anyhow::Result<()> {
+    let there = |kind: &Value, name: &Value| {
+        all.iter()
+            .any(|object| object["kind"] == *kind && object["metadata"]["name"] == *name)
+    };
+    let role = &binding["roleRef"];
+    ensure!(
+        there(&role["kind"], &role["name"]),
+        "it binds {role}, which is not there"
+    );
+    for subject in binding["subjects"].as_array().into_iter().flatten() {
+        ensure!(
+            there(&subject["kind"], &subject["name"])
+                && subject["namespace"] == "device-plugin-system",
+            "it is for {subject}, which is not there"
+        );
+    }
+    Ok(())
+}
+
+/// The restricted Pod Security Standard, and a root file system that cannot be written.
+fn pod_is_restricted(template: &Value) -> anyhow::Result<()> {
+    let spec = &template["spec"];
+    let security = &spec["securityContext"];
+    ensure!(
+        security["runAsNonRoot"] == true && security["seccompProfile"]["type"] == "RuntimeDefault",
+        "the pod is not restricted: {security}"
+    );
+    for shared in ["hostNetwork", "hostPID", "hostIPC", "volumes"] {
+        ensure!(spec[shared].is_null(), "the pod has {shared:?}");
+    }
+    for container in spec["containers"].as_array().into_iter().flatten() {
+        let expected = json!({
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": {"drop": ["ALL"]},
+        });
+        ensure!(
+            container["securityContext"] == expected,
+            "a container is not restricted: {}",
+            container["securityContext"]
+        );
+    }
+    Ok(())
+}
+
+fn selects_the_operator(selector: &Value, all: &[Value]) -> anyhow::Result<()> {
+    let deployment = all
+        .iter()
+        .find(|object| object["kind"] == "Deployment")
+        .context("there is no Deployment")?;
+    let labels = &deployment["spec"]["template"]["metadata"]["labels"];
+    let selector = selector.as_object().context("it selects nothing")?;
+    ensure!(!selector.is_empty(), "it selects everything");
+    for (key, value) in selector {
+        ensure!(
+            labels[key] == *value,
+            "{key}={value} is no label of the operator's pod"
+        );
+    }
+    let ports = &deployment["spec"]["template"]["spec"]["containers"][0]["ports"];
+    ensure!(
+        ports[0]["name"] == "http" && ports[0]["containerPort"] == crds::names::HTTP_PORT,
+        "the operator's port is {ports}"
+    );
+    Ok(())
+}
+
+fn hook_leaves_nothing(object: &Value) -> anyhow::Result<()> {
+    let annotations = &object["metadata"]["annotations"];
+    let Some(hook) = annotations["helm.sh/hook"].as_str() else {
+        return Ok(());
+    };
+    let policy = annotations["helm.sh/hook-delete-policy"]
+        .as_str()
+        .unwrap_or_default();
+    for ending in ["before-hook-creation", "hook-succeeded", "hook-failed"] {
+        ensure!(policy.contains(ending), "hook {hook:?} stays: {policy:?}");
+    }
+    ensure!(
+        object["kind"] != "Job" || annotations["helm.sh/hook-output-log-policy"] == "hook-failed",
+        "helm would hide why the hook failed"
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn role(kind: &str, rule: Value) -> Value {
+        json!({
+            "kind": kind,
+            "metadata": {"name": "a", "labels": {"app.kubernetes.io/instance": "a"}},
+            "rules": [rule],
+        })
+    }
+
+    fn refusal(object: Value) -> String {
+        check(&[object])
+            .err()
+            .map(|error| format!("{error:#}"))
+            .unwrap_or_default()
+    }
+
+    #[test]
+    fn wide_rights_are_refused() {
+        for (kind, rule, words) in [
+            (
+                "Role",
+                json!({"apiGroups": [""], "resources": ["pods"], "verbs": ["*"]}),
+                "wildcard",
+            ),
+            (
+                "Role",
+                json!({"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}),
+                "secrets",
+            ),
+            (
+                "ClusterRole",
+                json!({"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]}),
+                "whole cluster",
+            ),
+        ] {
+            let refusal = refusal(role(kind, rule));
+            assert!(refusal.contains(words), "{refusal:?}");
+        }
+    }
+
+    #[test]
+    fn unrestricted_pod_is_refused() {
+        let job = json!({
+            "kind": "Job",
+            "metadata": {"name": "a", "labels": {"app.kubernetes.io/instance": "a"}},
+            "spec": {"template": {"spec": {"containers": [{}]}}},
+        });
+        assert!(refusal(job).contains("not restricted"));
+    }
+}
