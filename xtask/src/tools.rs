@@ -2,8 +2,7 @@
 //! version that is named here, below the cache directory.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use anyhow::{Context, ensure};
 
@@ -112,44 +111,4 @@ pub fn helm() -> anyhow::Result<PathBuf> {
         "local-cluster says that helm is {printed:?}, which is no file"
     );
     Ok(helm)
-}
-
-/// Whether a program succeeds before the deadline; it is ended where it does not end by itself.
-pub fn ends_well_within(command: &mut Command, deadline: Duration) -> anyhow::Result<bool> {
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .with_context(|| format!("failed to run {:?}", command.get_program()))?;
-    let begun = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(status.success());
-        }
-        if begun.elapsed() > deadline {
-            child.kill()?;
-            child.wait()?;
-            return Ok(false);
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn programs_that_fail_or_hang_do_not_end_well() -> anyhow::Result<()> {
-        let long = Duration::from_secs(60);
-        assert!(ends_well_within(&mut Command::new("true"), long)?);
-        assert!(!ends_well_within(&mut Command::new("false"), long)?);
-        let mut hanging = Command::new("sleep");
-        assert!(!ends_well_within(
-            hanging.arg("600"),
-            Duration::from_millis(300)
-        )?);
-        Ok(())
-    }
 }

@@ -16,7 +16,6 @@ use crate::action::{Action, Kind, Verb, Write};
 use crate::plan::Plan;
 use crate::rendering::unplaced;
 use crate::seen::{Identity, controller_uid};
-use crate::selection::{matches, selects_pool};
 use crate::snapshot::Snapshot;
 
 /// A rule that a plan breaks.
@@ -209,13 +208,21 @@ fn has_pod(seen: &Snapshot, config: &str, node: &str) -> bool {
     pods.any(|pod| pod.of_daemon_set && pod.config == config && pod.node == node)
 }
 
-/// Whether a node has been unselected for the whole grace, or never had anything but a label.
+/// Whether a node has been unselected for the whole grace, or its label pins it to nothing.
 fn may_leave(seen: &Snapshot, config: &DevicePluginConfig, node: &str, name: &str) -> bool {
-    let Some(present) = seen.nodes.get(node) else {
-        return true;
-    };
     let Some(object) = seen.node_objects.get(&node_object(name, node)) else {
-        return !is_selected(seen, config, &present.labels);
+        let label = format!("{NODE_LABEL_PREFIX}{name}");
+        let value = seen
+            .nodes
+            .get(node)
+            .and_then(|node| node.labels.get(&label));
+        return value.is_none_or(|value| {
+            let revision = seen
+                .revisions
+                .get(&crds::names::revision_object(name, value));
+            revision
+                .is_none_or(|revision| Some(&revision.owner_uid) != config.metadata.uid.as_ref())
+        });
     };
     let seconds = config.spec.label_loss_grace_seconds;
     let grace = seconds.unwrap_or(DEFAULT_LABEL_LOSS_GRACE_SECONDS);
@@ -226,32 +233,6 @@ fn may_leave(seen: &Snapshot, config: &DevicePluginConfig, node: &str, name: &st
             .ok()
     });
     ends.is_some_and(|ends| ends <= seen.now)
-}
-
-fn is_selected(
-    seen: &Snapshot,
-    config: &DevicePluginConfig,
-    labels: &std::collections::BTreeMap<String, String>,
-) -> bool {
-    let spec = &config.spec;
-    let by_pool = spec
-        .machine_config_pool_selector
-        .as_ref()
-        .is_some_and(|selector| {
-            let mut pools = seen
-                .pools
-                .values()
-                .filter(|pool| selects_pool(selector, pool));
-            pools.any(|pool| {
-                let selector = pool.spec.node_selector.as_ref();
-                selector.is_some_and(|selector| matches(selector, labels))
-            })
-        });
-    by_pool
-        || spec
-            .node_selector
-            .as_ref()
-            .is_some_and(|one| matches(one, labels))
 }
 
 fn keeps_revisions(seen: &Snapshot, action: &Action, config: Option<&DevicePluginConfig>) -> bool {

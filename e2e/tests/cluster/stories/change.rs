@@ -50,7 +50,7 @@ pub fn changed_config_waits_and_touches_no_node(scene: &Scene) -> Result<()> {
         "{:?}",
         status.nodes
     );
-    scene.wait_for_condition("fuse", "Ready", "False", "NodesNotReady")?;
+    scene.wait_for_condition("fuse", "Ready", "False", "Blocked")?;
     holds_for(
         "the footprint on nodes and agents",
         Duration::from_secs(5),

@@ -1,0 +1,270 @@
+//! The whole agent: one task for each thing that goes on.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow};
+use crds::{AgentConfig, Resource};
+use daemon::{Logs, Readiness, Stop};
+use node_agent_core::report::Identity;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+
+use crate::allocations::{self, Held, PodResources};
+use crate::board::Board;
+use crate::devices::{Devices, Shared};
+use crate::file_events::{self, FileEvents};
+use crate::host_dev::HostDev;
+use crate::metrics::Metrics;
+use crate::observer;
+use crate::plugin_directory::{self, View};
+use crate::plugin_service::Answers;
+use crate::registrar::Registrar;
+use crate::reporter::Reporter;
+use crate::settings::Settings;
+use crate::state_file::StateFile;
+
+/// What an agent needs to run.
+pub struct Agent {
+    /// Places and times.
+    pub settings: Settings,
+    /// What to serve.
+    pub config: AgentConfig,
+    /// Who reports.
+    pub identity: Identity,
+    /// Name of the node.
+    pub node: String,
+    /// How to reach the API server; nothing: there are no reports.
+    pub api: Option<ApiAccess>,
+    /// Where work is counted.
+    pub metrics: Metrics,
+    /// Set as resources come and go.
+    pub readiness: Readiness,
+    /// The process's logs.
+    pub logs: Option<Logs>,
+}
+
+/// How to reach the API server.
+#[derive(Clone, Debug)]
+pub enum ApiAccess {
+    /// As the pod's service account, or the user's kubeconfig.
+    Infer,
+    /// Like this.
+    Given(Box<kube::Config>),
+}
+
+/// What all resources of the agent share.
+struct Common {
+    settings: Settings,
+    host_dev: HostDev,
+    events: FileEvents,
+    view: watch::Receiver<View>,
+    held: watch::Receiver<Held>,
+    allocated: Arc<Notify>,
+    pod_resources: PodResources,
+    state: Arc<StateFile>,
+    board: Board,
+    metrics: Metrics,
+}
+
+/// Serves until a stop is asked for; then closes everything.
+///
+/// # Errors
+/// When the plugin directory was replaced, or a task ended that never should.
+pub async fn run(agent: Agent, stop: Stop) -> Result<()> {
+    let Agent {
+        settings,
+        config,
+        identity,
+        node,
+        api,
+        metrics,
+        readiness,
+        logs,
+    } = agent;
+    let names: BTreeSet<String> = config.resources.iter().map(|r| r.name.clone()).collect();
+    let board = Board::new(names.iter().cloned());
+    let timing = settings.timing.clone();
+    let mut tasks = Tasks {
+        set: JoinSet::new(),
+        stop: stop.clone(),
+    };
+
+    let events = opened_events(&settings, &mut tasks);
+    let (view, view_seen) = watch::channel(View::default());
+    plugin_directory::look(&settings.plugin_dir, &view, &board);
+    let watched = plugin_directory::watch(
+        settings.plugin_dir.clone(),
+        events.subscribe(plugin_directory::is_interesting),
+        timing.socket_poll,
+        view,
+        board.clone(),
+        stop.clone(),
+    );
+    tasks.spawn("plugin directory", async {
+        watched.await.map_err(anyhow::Error::from)
+    });
+
+    let pod_resources = PodResources::new(&settings.pod_resources_dir, timing.pod_resources_call);
+    let (held, held_seen) = watch::channel(Held::None);
+    let allocated = Arc::new(Notify::new());
+    let asked = pod_resources.clone();
+    let polled = allocations::poll(
+        asked,
+        names,
+        held,
+        allocated.clone(),
+        timing.clone(),
+        stop.clone(),
+    );
+    tasks.spawn("allocations", without_error(polled));
+
+    let observed = observer::observe(board.subscribe(), metrics.clone(), readiness, stop.clone());
+    tasks.spawn("observer", without_error(observed));
+    if let Some(access) = api {
+        let object = crds::names::node_object(&config.config, &node);
+        let seen = board.subscribe();
+        let reporter = Reporter {
+            access,
+            object,
+            identity,
+            seen,
+            logs,
+            timing,
+        };
+        tasks.spawn("reporter", without_error(reporter.keep(stop.clone())));
+    }
+
+    let state = Arc::new(StateFile::open(&settings.state_dir, &config));
+    let host_dev = HostDev::new(settings.host_dev_dir.clone());
+    let common = Common {
+        settings,
+        host_dev,
+        events,
+        view: view_seen,
+        held: held_seen,
+        allocated,
+        pod_resources,
+        state,
+        board,
+        metrics,
+    };
+    for resource in config.resources {
+        common.start(&resource, &mut tasks, &stop);
+    }
+    tasks.until_stopped().await
+}
+
+impl Common {
+    /// Starts to look for the devices of a resource, and to register it.
+    fn start(&self, resource: &Resource, tasks: &mut Tasks, stop: &Stop) {
+        let timing = &self.settings.timing;
+        let look_again = Arc::new(Notify::new());
+        let shared = Shared {
+            host_dev: self.host_dev.clone(),
+            events: self.events.subscribe(|_| true),
+            held: self.held.clone(),
+            look_again: look_again.clone(),
+            board: self.board.clone(),
+            between_looks: timing.between_looks,
+        };
+        let devices = Devices::new(resource, shared);
+        let answers = Answers {
+            resource: resource.name.clone(),
+            access: resource.container_access(),
+            inventory: devices.subscribe(),
+            host_dev: self.host_dev.clone(),
+            look_again,
+            allocated: self.allocated.clone(),
+            metrics: self.metrics.clone(),
+            between_messages: timing.between_messages,
+        };
+        let registrar = Registrar {
+            answers,
+            plugin_dir: self.settings.plugin_dir.clone(),
+            view: self.view.clone(),
+            lock_dir: self.settings.lock_dir.clone(),
+            state: self.state.clone(),
+            pod_resources: self.pod_resources.clone(),
+            board: self.board.clone(),
+            metrics: self.metrics.clone(),
+            timing: timing.clone(),
+        };
+        tasks.spawn("devices", without_error(devices.keep(stop.clone())));
+        tasks.spawn("registrar", without_error(registrar.keep(stop.clone())));
+    }
+}
+
+/// The kernel's file events, or none where the node has no instance left.
+fn opened_events(settings: &Settings, tasks: &mut Tasks) -> FileEvents {
+    if !settings.file_events {
+        return FileEvents::none();
+    }
+    match FileEvents::open() {
+        Ok((events, stream)) => {
+            // Ends only where events cannot be read: polling goes on.
+            tasks.set_aside(file_events::delivered(events.clone(), stream));
+            events
+        }
+        Err(error) => {
+            tracing::warn!(%error, "no file events (fs.inotify.max_user_instances): polling instead");
+            FileEvents::none()
+        }
+    }
+}
+
+async fn without_error(task: impl Future<Output = ()>) -> Result<()> {
+    task.await;
+    Ok(())
+}
+
+/// The tasks of an agent. None ends before a stop is asked for.
+struct Tasks {
+    set: JoinSet<(&'static str, Result<()>)>,
+    stop: Stop,
+}
+
+impl Tasks {
+    fn spawn(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = Result<()>> + Send + 'static,
+    ) {
+        self.set.spawn(async move { (name, task.await) });
+    }
+
+    /// Runs a task that may end whenever it likes.
+    fn set_aside(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.spawn("file events", async move {
+            tokio::select! {
+                () = stop.requested() => {}
+                () = async { task.await; std::future::pending().await } => {}
+            }
+            Ok(())
+        });
+    }
+
+    /// Waits for the stop, and then for every task. A task that fails stops the others: a restart
+    /// begins with everything anew.
+    async fn until_stopped(mut self) -> Result<()> {
+        let mut failure = Ok(());
+        while let Some(ended) = self.set.join_next().await {
+            let failed = match ended {
+                Ok((name, Ok(()))) if !self.stop.is_requested() => {
+                    Err(anyhow!("task {name:?} ended by itself"))
+                }
+                Ok((_, ended)) => ended,
+                Err(panicked) => Err(panicked).context("a task panicked"),
+            };
+            if failed.is_err() && failure.is_ok() {
+                failure = failed;
+            }
+            if failure.is_err() {
+                self.stop.request();
+            }
+        }
+        failure
+    }
+}

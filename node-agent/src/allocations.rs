@@ -1,0 +1,215 @@
+//! What the kubelet says about devices at its pod-resources socket: which ones containers hold, and
+//! which ones it has at all.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use daemon::Stop;
+use proto::podresources::pod_resources_lister_client::PodResourcesListerClient;
+use proto::podresources::{AllocatableResourcesRequest, ContainerDevices, ListPodResourcesRequest};
+use tokio::sync::{Notify, watch};
+use tonic::Code;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::random::jitter;
+use crate::settings::Timing;
+
+/// The kubelet's own clients read messages of up to this size.
+const MESSAGE_MAX: usize = 16 << 20;
+
+/// Ids that containers hold, by resource. Nothing until it was read once.
+pub type Held = Option<Arc<BTreeMap<String, BTreeSet<String>>>>;
+
+/// Why the kubelet could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// Nobody answers at the socket.
+    #[error("failed to connect to {socket:?}")]
+    Connect {
+        /// The socket.
+        socket: PathBuf,
+        /// What went wrong.
+        source: tonic::transport::Error,
+    },
+    /// The kubelet refused.
+    #[error("failed to ask the kubelet for its devices")]
+    Ask(#[source] Box<tonic::Status>),
+    /// The kubelet took too long.
+    #[error("the kubelet did not answer at {socket:?} within {limit:?}")]
+    WaitForAnswer {
+        /// The socket.
+        socket: PathBuf,
+        /// How long it was given.
+        limit: Duration,
+    },
+}
+
+/// The kubelet's pod-resources socket.
+#[derive(Clone, Debug)]
+pub struct PodResources {
+    socket: PathBuf,
+    limit: Duration,
+}
+
+impl PodResources {
+    /// The socket in a directory.
+    pub fn new(directory: &Path, limit: Duration) -> Self {
+        Self {
+            socket: directory.join("kubelet.sock"),
+            limit,
+        }
+    }
+
+    /// The ids that containers hold, by resource.
+    ///
+    /// # Errors
+    /// When the kubelet does not answer or refuses.
+    pub async fn held(&self) -> Result<BTreeMap<String, BTreeSet<String>>, AskError> {
+        let ask = async {
+            let mut client = self.connect().await?;
+            let list = client
+                .list(ListPodResourcesRequest {})
+                .await
+                .map_err(ask_error)?;
+            let containers = list
+                .into_inner()
+                .pod_resources
+                .into_iter()
+                .flat_map(|p| p.containers);
+            Ok(by_resource(
+                containers.flat_map(|container| container.devices),
+            ))
+        };
+        self.in_time(ask).await
+    }
+
+    /// How many devices the kubelet has for a resource and holds for healthy.
+    ///
+    /// # Errors
+    /// When the kubelet does not answer or refuses.
+    pub async fn count(&self, resource: &str) -> Result<usize, AskError> {
+        let ask = async {
+            let mut client = self.connect().await?;
+            let request = AllocatableResourcesRequest {};
+            let list = client
+                .get_allocatable_resources(request)
+                .await
+                .map_err(ask_error)?;
+            let devices = by_resource(list.into_inner().devices.into_iter());
+            Ok(devices.get(resource).map_or(0, BTreeSet::len))
+        };
+        self.in_time(ask).await
+    }
+
+    /// A connection for one question: there is one every ten seconds, and none to keep alive over
+    /// the kubelet's restarts.
+    async fn connect(&self) -> Result<PodResourcesListerClient<Channel>, AskError> {
+        let connected = unix_endpoint(&self.socket).connect().await;
+        let channel = connected.map_err(|source| AskError::Connect {
+            socket: self.socket.clone(),
+            source,
+        })?;
+        Ok(PodResourcesListerClient::new(channel).max_decoding_message_size(MESSAGE_MAX))
+    }
+
+    async fn in_time<T>(
+        &self,
+        ask: impl Future<Output = Result<T, AskError>>,
+    ) -> Result<T, AskError> {
+        let (socket, limit) = (self.socket.clone(), self.limit);
+        let too_late = |_| AskError::WaitForAnswer { socket, limit };
+        tokio::time::timeout(limit, ask).await.map_err(too_late)?
+    }
+}
+
+/// Where to reach a unix socket. The authority is what the kubelet itself sends: some servers refuse
+/// a path there.
+pub fn unix_endpoint(socket: &Path) -> Endpoint {
+    let endpoint = Endpoint::from_shared(format!("unix:{}", socket.display()));
+    endpoint
+        .unwrap_or_else(|_| Endpoint::from_static("unix:/"))
+        .origin(Uri::from_static("http://localhost"))
+}
+
+fn ask_error(status: tonic::Status) -> AskError {
+    AskError::Ask(Box::new(status))
+}
+
+fn by_resource(
+    devices: impl Iterator<Item = ContainerDevices>,
+) -> BTreeMap<String, BTreeSet<String>> {
+    let mut by_resource: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for entry in devices {
+        by_resource
+            .entry(entry.resource_name)
+            .or_default()
+            .extend(entry.device_ids);
+    }
+    by_resource
+}
+
+/// Reads who holds what, from time to time and soon after every Allocate, and publishes it for the
+/// resources given. What was read stays true until something newer is read: a kubelet that is away
+/// gives no devices to anybody.
+pub async fn poll(
+    pod_resources: PodResources,
+    resources: BTreeSet<String>,
+    held: watch::Sender<Held>,
+    allocated: Arc<Notify>,
+    timing: Timing,
+    stop: Stop,
+) {
+    let mut failures = 0;
+    loop {
+        let wait = match pod_resources.held().await {
+            Ok(mut all) => {
+                failures = 0;
+                all.retain(|resource, _| resources.contains(resource));
+                publish(&held, all);
+                timing.allocations_poll
+            }
+            Err(error) => {
+                failures += 1;
+                // The kubelet is away for a while at each of its restarts.
+                if failures == 3 {
+                    let error = format!("{:#}", anyhow::Error::from(error));
+                    tracing::warn!(error, "failed to read who holds devices: trying again");
+                    timing.allocations_retry.wait(failures, jitter())
+                } else {
+                    let slower = if is_exhausted(&error) {
+                        failures + 1
+                    } else {
+                        failures
+                    };
+                    timing.allocations_retry.wait(slower, jitter())
+                }
+            }
+        };
+        let soon = async {
+            allocated.notified().await;
+            tokio::time::sleep(timing.after_allocate).await;
+        };
+        tokio::select! {
+            () = stop.requested() => return,
+            () = tokio::time::sleep(wait) => {}
+            () = soon, if failures == 0 => {}
+        }
+    }
+}
+
+/// The kubelet answers no more than so many requests a second, to all clients together.
+fn is_exhausted(error: &AskError) -> bool {
+    matches!(error, AskError::Ask(status) if status.code() == Code::ResourceExhausted)
+}
+
+fn publish(held: &watch::Sender<Held>, all: BTreeMap<String, BTreeSet<String>>) {
+    held.send_if_modified(|held| {
+        let changed = held.as_deref() != Some(&all);
+        if changed {
+            *held = Some(Arc::new(all));
+        }
+        changed
+    });
+}

@@ -1,0 +1,58 @@
+//! Where the agent's tasks post what they saw, for those who report it.
+
+use std::sync::Arc;
+
+use node_agent_core::seen::{ResourceSeen, Seen, Standing};
+use tokio::sync::watch;
+
+/// Shared by all tasks.
+#[derive(Clone, Debug)]
+pub struct Board {
+    seen: Arc<watch::Sender<Seen>>,
+}
+
+impl Board {
+    /// A board with these resources on it, of which nothing is known.
+    pub fn new(resources: impl Iterator<Item = String>) -> Self {
+        let resources = resources
+            .map(|name| (name, ResourceSeen::default()))
+            .collect();
+        let seen = Seen {
+            kubelet_socket: false,
+            resources,
+        };
+        Self {
+            seen: Arc::new(watch::Sender::new(seen)),
+        }
+    }
+
+    /// Everything posted, now and later.
+    pub fn subscribe(&self) -> watch::Receiver<Seen> {
+        self.seen.subscribe()
+    }
+
+    /// Posts whether the kubelet's socket is there.
+    pub fn kubelet_socket(&self, there: bool) {
+        self.seen.send_if_modified(|seen| {
+            let changed = seen.kubelet_socket != there;
+            seen.kubelet_socket = there;
+            changed
+        });
+    }
+
+    /// Posts where a registration stands; tells whether that is news.
+    pub fn standing(&self, resource: &str, standing: Standing) -> bool {
+        self.post(resource, |seen| {
+            let changed = seen.standing != standing;
+            seen.standing = standing;
+            changed
+        })
+    }
+
+    /// Posts something of a resource; `change` tells whether it changed anything,
+    /// and so is told here.
+    pub fn post(&self, resource: &str, change: impl FnOnce(&mut ResourceSeen) -> bool) -> bool {
+        self.seen
+            .send_if_modified(|seen| seen.resources.get_mut(resource).is_some_and(change))
+    }
+}

@@ -1,0 +1,169 @@
+//! Keeps the inventory of one resource up to date.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crds::Resource;
+use daemon::Stop;
+use jiff::Timestamp;
+use node_agent_core::discovery::{Discovered, discovered};
+use node_agent_core::inventory::Inventory;
+use node_agent_core::rule::Rule;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use crate::allocations::Held;
+use crate::board::Board;
+use crate::file_events::Subscription;
+use crate::host_dev::{HostDev, Look};
+
+/// What looks for the devices of one resource.
+pub struct Devices {
+    resource: String,
+    /// Nothing where the discovery cannot be read: there are no devices then.
+    rule: Option<Rule>,
+    period: Duration,
+    between_looks: Duration,
+    host_dev: HostDev,
+    events: Subscription,
+    held: watch::Receiver<Held>,
+    look_again: Arc<Notify>,
+    inventory: watch::Sender<Arc<Inventory>>,
+    board: Board,
+}
+
+/// What other tasks share with those who look for devices.
+pub struct Shared {
+    /// The host's `/dev`.
+    pub host_dev: HostDev,
+    /// Tells of changes in its directories.
+    pub events: Subscription,
+    /// Who holds what.
+    pub held: watch::Receiver<Held>,
+    /// Told by those who saw that the inventory is wrong.
+    pub look_again: Arc<Notify>,
+    /// Where everything is posted.
+    pub board: Board,
+    /// Shortest time between two looks.
+    pub between_looks: Duration,
+}
+
+impl Devices {
+    /// Takes the first look.
+    pub fn new(resource: &Resource, shared: Shared) -> Self {
+        let Shared {
+            host_dev,
+            events,
+            held,
+            look_again,
+            board,
+            between_looks,
+        } = shared;
+        let (rule, error) = match Rule::new(resource) {
+            Ok(rule) => (Some(rule), String::new()),
+            Err(error) => (None, format!("{:#}", anyhow::Error::from(error))),
+        };
+        if !error.is_empty() {
+            tracing::error!(resource = resource.name, error, "no device can be found");
+        }
+        board.post(&resource.name, |seen| {
+            let changed = seen.discovery_error != error;
+            seen.discovery_error = error;
+            changed
+        });
+        let period = u64::try_from(resource.health_check().period_seconds)
+            .unwrap_or(1)
+            .max(1);
+        let devices = Self {
+            resource: resource.name.clone(),
+            rule,
+            period: Duration::from_secs(period),
+            between_looks,
+            host_dev,
+            events,
+            held,
+            look_again,
+            inventory: watch::Sender::new(Arc::default()),
+            board,
+        };
+        devices.look();
+        devices
+    }
+
+    /// The inventory, now and later.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Inventory>> {
+        self.inventory.subscribe()
+    }
+
+    /// Looks again whenever something changed, and from time to time.
+    pub async fn keep(mut self, stop: Stop) {
+        loop {
+            let looked = Instant::now();
+            tokio::select! {
+                () = stop.requested() => return,
+                () = self.events.changed() => {}
+                () = self.look_again.notified() => {}
+                Ok(()) = self.held.changed() => {}
+                () = tokio::time::sleep(self.period) => {}
+            }
+            tokio::time::sleep_until(looked + self.between_looks).await;
+            self.held.mark_unchanged();
+            self.look();
+        }
+    }
+
+    fn look(&self) {
+        let seen = self.rule.as_ref().map_or_else(Discovered::default, |rule| {
+            let look = self
+                .host_dev
+                .look(rule, |directory| self.events.watch(directory));
+            let Look {
+                candidates,
+                unreadable,
+                directories,
+            } = look;
+            self.events.keep_only(&directories);
+            discovered(rule, &candidates, unreadable)
+        });
+        let none = BTreeSet::new();
+        let held = self.held.borrow().clone();
+        let held = held
+            .as_ref()
+            .map(|held| held.get(&self.resource).unwrap_or(&none));
+        let next = self.inventory.borrow().next(seen, held, Timestamp::now());
+        if **self.inventory.borrow() == next {
+            return;
+        }
+        self.tell(&next);
+        let next = Arc::new(next);
+        self.board.post(&self.resource, |seen| {
+            seen.inventory = next.clone();
+            true
+        });
+        self.inventory.send_replace(next);
+    }
+
+    fn tell(&self, next: &Inventory) {
+        let resource = &self.resource;
+        let before = self.inventory.borrow();
+        for refusal in next
+            .refusals
+            .iter()
+            .filter(|one| !before.refusals.contains(one))
+        {
+            tracing::warn!(
+                resource,
+                path = refusal.path,
+                "refused: it {}",
+                refusal.reason
+            );
+        }
+        for (path, error) in next.unknown.directories.iter().chain(&next.unknown.paths) {
+            tracing::debug!(resource, path, error, "failed to look");
+        }
+        let (devices, healthy) = (next.devices.len(), next.healthy());
+        let allocated = next.allocated();
+        tracing::info!(resource, devices, healthy, allocated, "devices changed");
+    }
+}

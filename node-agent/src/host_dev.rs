@@ -1,0 +1,216 @@
+//! The host's `/dev`, seen at another place.
+//!
+//! Links are resolved here and not by the kernel: an absolute link means the host's path, and would
+//! lead into our own container; a link out of `/dev` must not be followed at all.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs::{self, Metadata};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use node_agent_core::discovery::{Candidate, Kind, Target};
+use node_agent_core::rule::Rule;
+use rustix::fs::{major, minor};
+
+/// Most links on the way to a device: the kernel's own limit.
+const LINKS_MAX: usize = 40;
+
+/// The host's `/dev`.
+#[derive(Clone, Debug)]
+pub struct HostDev {
+    root: PathBuf,
+}
+
+/// What one look found.
+#[derive(Debug, Default)]
+pub struct Look {
+    /// Paths that the rule matches.
+    pub candidates: Vec<Candidate>,
+    /// Directories that could not be listed, and why.
+    pub unreadable: BTreeMap<String, String>,
+    /// Directories, at their place here, in which a change can change the result.
+    pub directories: BTreeSet<PathBuf>,
+}
+
+enum Resolved {
+    Node(Vec<String>, Metadata),
+    Missing,
+    Outside(String),
+    Unreadable(String),
+}
+
+impl HostDev {
+    /// The host's `/dev`, mounted at `root`.
+    pub fn new(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    /// Looks for what a rule matches. `entering` is called with each directory before it is listed,
+    /// so that whoever watches it misses nothing in between.
+    pub fn look(&self, rule: &Rule, entering: impl Fn(&Path)) -> Look {
+        let mut look = Look::default();
+        let mut open = vec!["/dev".to_owned()];
+        while let Some(directory) = open.pop() {
+            if !rule.may_hold_matches(&directory) {
+                continue;
+            }
+            let place = self.place(&directory);
+            entering(&place);
+            if let Err(error) = self.list(&directory, &place, rule, &mut open, &mut look) {
+                // A directory may vanish while we look, except the first one.
+                if error.kind() != ErrorKind::NotFound || directory == "/dev" {
+                    look.unreadable.insert(directory, error.to_string());
+                }
+            }
+            look.directories.insert(place);
+        }
+        for candidate in &look.candidates {
+            // A link's device may come and go in another directory than the link.
+            if let Target::Device { path, .. } = &candidate.target
+                && let Some(parent) = self.place(path).parent()
+                && look.directories.insert(parent.to_owned())
+            {
+                entering(parent);
+            }
+        }
+        look
+    }
+
+    /// What a path of the host leads to; nothing if there is nothing.
+    pub fn target(&self, path: &str) -> Option<Target> {
+        match self.resolved(path) {
+            Resolved::Missing => None,
+            Resolved::Outside(place) => Some(Target::Outside(place)),
+            Resolved::Unreadable(error) => Some(Target::Unreadable(error)),
+            Resolved::Node(names, metadata) => Some(target(&names, &metadata)),
+        }
+    }
+
+    fn list(
+        &self,
+        directory: &str,
+        place: &Path,
+        rule: &Rule,
+        open: &mut Vec<String>,
+        look: &mut Look,
+    ) -> io::Result<()> {
+        for entry in fs::read_dir(place)? {
+            let entry = entry?;
+            // A name that is not UTF-8 cannot be told to the kubelet.
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
+            let path = format!("{directory}/{name}");
+            if rule.matches(&path)
+                && let Some(target) = self.target(&path)
+            {
+                look.candidates.push(Candidate {
+                    path: path.clone(),
+                    target,
+                });
+            }
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                open.push(path);
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a path of the host is here.
+    fn place(&self, path: &str) -> PathBuf {
+        self.root
+            .join(path.trim_start_matches("/dev").trim_start_matches('/'))
+    }
+
+    fn resolved(&self, path: &str) -> Resolved {
+        let Some(below) = path.strip_prefix("/dev/") else {
+            return Resolved::Outside(path.to_owned());
+        };
+        let mut ahead: VecDeque<String> = below.split('/').map(str::to_owned).collect();
+        let mut behind: Vec<String> = Vec::new();
+        let mut last = None;
+        let mut links = 0;
+        while let Some(name) = ahead.pop_front() {
+            match name.as_str() {
+                "" | "." => continue,
+                ".." => {
+                    if behind.pop().is_none() {
+                        return Resolved::Outside(format!("{path} (above /dev)"));
+                    }
+                    last = None;
+                    continue;
+                }
+                _ => behind.push(name),
+            }
+            let place = self.root.join(behind.join("/"));
+            let metadata = match fs::symlink_metadata(&place) {
+                Ok(metadata) => metadata,
+                Err(error) => return missing_or(error),
+            };
+            if !metadata.is_symlink() {
+                last = Some(metadata);
+                continue;
+            }
+            links += 1;
+            if links > LINKS_MAX {
+                return Resolved::Unreadable("too many levels of links".to_owned());
+            }
+            behind.pop();
+            let to = match fs::read_link(&place) {
+                Ok(to) => to.to_string_lossy().into_owned(),
+                Err(error) => return missing_or(error),
+            };
+            let names = match to.strip_prefix('/') {
+                None => to.as_str(),
+                Some(absolute) => match absolute.strip_prefix("dev/") {
+                    Some(below) => {
+                        behind.clear();
+                        below
+                    }
+                    None => return Resolved::Outside(to),
+                },
+            };
+            for name in names.split('/').rev() {
+                ahead.push_front(name.to_owned());
+            }
+        }
+        match last {
+            Some(metadata) => Resolved::Node(behind, metadata),
+            None => match fs::symlink_metadata(self.root.join(behind.join("/"))) {
+                Ok(metadata) => Resolved::Node(behind, metadata),
+                Err(error) => missing_or(error),
+            },
+        }
+    }
+}
+
+fn missing_or(error: io::Error) -> Resolved {
+    match error.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => Resolved::Missing,
+        _ => Resolved::Unreadable(error.to_string()),
+    }
+}
+
+fn target(names: &[String], metadata: &Metadata) -> Target {
+    let kind = metadata.file_type();
+    let device = |kind| Target::Device {
+        path: format!("/dev/{}", names.join("/")),
+        kind,
+        major: major(metadata.rdev()),
+        minor: minor(metadata.rdev()),
+    };
+    if kind.is_char_device() {
+        device(Kind::Character)
+    } else if kind.is_block_device() {
+        device(Kind::Block)
+    } else if kind.is_dir() {
+        Target::Other("a directory")
+    } else if kind.is_socket() {
+        Target::Other("a socket")
+    } else if kind.is_fifo() {
+        Target::Other("a pipe")
+    } else {
+        Target::Other("a regular file")
+    }
+}

@@ -1,0 +1,24 @@
+//! The node agent: looks at `/dev`, speaks the device plugin protocol to the kubelet, and reports to
+//! the node's object. What to do about what it sees is decided in `node_agent_core`.
+
+mod agent;
+mod allocations;
+mod board;
+mod devices;
+mod file_events;
+mod host_dev;
+mod lock;
+pub mod metrics;
+mod node_object;
+mod observer;
+mod plugin_directory;
+mod plugin_server;
+mod plugin_service;
+mod random;
+mod register;
+mod registrar;
+mod reporter;
+pub mod settings;
+mod state_file;
+
+pub use agent::{Agent, ApiAccess, run};

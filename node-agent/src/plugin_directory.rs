@@ -1,0 +1,157 @@
+//! The kubelet's plugin directory: whether the kubelet's socket is there, and is still the same.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use daemon::Stop;
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+
+use crate::board::Board;
+use crate::file_events::Subscription;
+
+/// Name of the kubelet's socket.
+pub const KUBELET_SOCKET: &str = "kubelet.sock";
+
+/// What tells two files of one name apart. An inode number is used again at once, so the time of the
+/// last change belongs to it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct FileIdentity {
+    device: u64,
+    inode: u64,
+    changed: (i64, i64),
+}
+
+impl FileIdentity {
+    /// The identity of what is at a path; nothing if nothing is.
+    pub fn at(path: &Path) -> Option<Self> {
+        let metadata = fs::symlink_metadata(path).ok()?;
+        Some(Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })
+    }
+
+    /// Whether it is the same inode; a socket that nobody else can have replaced may have been
+    /// relabelled.
+    pub fn is_same_inode(self, other: Self) -> bool {
+        (self.device, self.inode) == (other.device, other.inode)
+    }
+}
+
+/// What a look at the directory showed.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct View {
+    /// The kubelet's socket, if it is there.
+    pub kubelet: Option<FileIdentity>,
+    /// How many looks there were: whoever has a socket in the directory looks at it each time.
+    pub looks: u64,
+}
+
+/// Why the directory cannot be watched any further.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the plugin directory {directory:?} was replaced by another one, which this container does not \
+     see: ending, so that the restart mounts it"
+)]
+pub struct Replaced {
+    /// The directory.
+    pub directory: PathBuf,
+}
+
+/// Events of other plugins, and the kubelet's checkpoint, are no concern of ours.
+pub fn is_interesting(name: &OsStr) -> bool {
+    name == KUBELET_SOCKET || name.to_str().is_some_and(|name| name.starts_with("dpo-"))
+}
+
+/// Looks at the directory whenever it changes, and from time to time.
+///
+/// # Errors
+/// When the directory was replaced.
+pub async fn watch(
+    directory: PathBuf,
+    events: Subscription,
+    poll: Duration,
+    view: watch::Sender<View>,
+    board: Board,
+    stop: Stop,
+) -> Result<(), Replaced> {
+    let mut opened = None;
+    loop {
+        if opened.is_none() {
+            opened = File::open(&directory).ok();
+        }
+        if let Some(held) = &opened
+            && is_replaced(held, &directory)
+        {
+            return Err(Replaced { directory });
+        }
+        events.watch(&directory);
+        look(&directory, &view, &board);
+        tokio::select! {
+            () = stop.requested() => return Ok(()),
+            () = events.changed() => {}
+            () = tokio::time::sleep(poll) => {}
+        }
+    }
+}
+
+/// Looks at the directory once.
+pub fn look(directory: &Path, view: &watch::Sender<View>, board: &Board) {
+    let kubelet = FileIdentity::at(&directory.join(KUBELET_SOCKET));
+    board.kubelet_socket(kubelet.is_some());
+    view.send_modify(|view| {
+        if view.kubelet != kubelet {
+            tracing::info!(there = kubelet.is_some(), "the kubelet's socket changed");
+        }
+        *view = View {
+            kubelet,
+            looks: view.looks.wrapping_add(1),
+        };
+    });
+}
+
+/// A mount holds on to the old directory, so its path leads to it for ever: only its number of links
+/// tells that it is gone from the host.
+fn is_replaced(held: &File, directory: &Path) -> bool {
+    let Ok(held) = held.metadata() else {
+        return false;
+    };
+    let there = fs::metadata(directory);
+    let moved = there.is_ok_and(|there| (there.dev(), there.ino()) != (held.dev(), held.ino()));
+    held.nlink() == 0 || moved
+}
+
+/// Removes sockets that an earlier process of ours left behind: those of the prefix at which nobody
+/// listens. Call it while holding the resource's lock, when no other process makes new ones.
+///
+/// # Errors
+/// When the directory cannot be listed.
+pub async fn remove_stale_sockets(directory: &Path, prefix: &str) -> io::Result<()> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let name = entry?.file_name();
+        if name
+            .to_str()
+            .is_some_and(|name| name.starts_with(prefix) && name.ends_with(".sock"))
+        {
+            names.push(name);
+        }
+    }
+    for name in names {
+        let path = directory.join(name);
+        let refused = UnixStream::connect(&path).await;
+        if refused.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+            match fs::remove_file(&path) {
+                Ok(()) => tracing::info!(?path, "removed a stale socket of ours"),
+                Err(error) => tracing::warn!(?path, %error, "failed to remove a stale socket"),
+            }
+        }
+    }
+    Ok(())
+}

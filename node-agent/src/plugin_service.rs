@@ -1,0 +1,293 @@
+//! What the kubelet calls: the device plugin protocol for one resource.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crds::resource::ContainerAccess;
+use futures::Stream;
+use node_agent_core::allocation::{self, Answer};
+use node_agent_core::discovery::{Kind, Target};
+use node_agent_core::inventory::Inventory;
+use proto::v1beta1::device_plugin_server::DevicePlugin;
+use proto::v1beta1::{
+    AllocateRequest, AllocateResponse, ContainerAllocateResponse,
+    ContainerPreferredAllocationResponse, Device, DevicePluginOptions, DeviceSpec, Empty,
+    ListAndWatchResponse, PreStartContainerRequest, PreStartContainerResponse,
+    PreferredAllocationRequest, PreferredAllocationResponse,
+};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
+use tonic::{Request, Response, Status};
+
+use crate::host_dev::HostDev;
+use crate::metrics::{AllocationResult, Metrics};
+
+/// What answers for one resource, whatever server it is reached at.
+#[derive(Clone)]
+pub struct Answers {
+    /// Name of the resource.
+    pub resource: String,
+    /// What a container gets.
+    pub access: ContainerAccess,
+    /// The devices.
+    pub inventory: watch::Receiver<Arc<Inventory>>,
+    /// The host's `/dev`.
+    pub host_dev: HostDev,
+    /// Told when the inventory turned out to be wrong.
+    pub look_again: Arc<Notify>,
+    /// Told after devices were given to a container.
+    pub allocated: Arc<Notify>,
+    /// Where calls are counted.
+    pub metrics: Metrics,
+    /// Shortest time between two messages of a stream.
+    pub between_messages: Duration,
+}
+
+/// A stream of one server opened or ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct StreamEvent {
+    /// Which server.
+    pub server: u64,
+    /// Whether it opened.
+    pub opened: bool,
+}
+
+/// The service behind one socket.
+pub struct PluginService {
+    /// What answers.
+    pub answers: Answers,
+    /// Which server it is.
+    pub server: u64,
+    /// Where streams are told of.
+    pub streams: mpsc::UnboundedSender<StreamEvent>,
+    /// True when the server ends.
+    pub closing: watch::Receiver<bool>,
+}
+
+/// The options of every registration: neither hooks nor preferences exist yet.
+pub fn options() -> DevicePluginOptions {
+    DevicePluginOptions {
+        pre_start_required: false,
+        get_preferred_allocation_available: false,
+    }
+}
+
+#[tonic::async_trait]
+impl DevicePlugin for PluginService {
+    type ListAndWatchStream =
+        Pin<Box<dyn Stream<Item = Result<ListAndWatchResponse, Status>> + Send>>;
+
+    async fn get_device_plugin_options(
+        &self,
+        _request: Request<Empty>,
+    ) -> Result<Response<DevicePluginOptions>, Status> {
+        Ok(Response::new(options()))
+    }
+
+    async fn list_and_watch(
+        &self,
+        _request: Request<Empty>,
+    ) -> Result<Response<Self::ListAndWatchStream>, Status> {
+        let list = List {
+            inventory: self.answers.inventory.clone(),
+            closing: self.closing.clone(),
+            sent: None,
+            gap: self.answers.between_messages,
+            _open: OpenStream::new(self.server, self.streams.clone()),
+        };
+        let messages = futures::stream::unfold(list, |mut list| async move {
+            let message = list.next_message().await?;
+            Some((Ok(message), list))
+        });
+        Ok(Response::new(Box::pin(messages)))
+    }
+
+    async fn allocate(
+        &self,
+        request: Request<AllocateRequest>,
+    ) -> Result<Response<AllocateResponse>, Status> {
+        let requests = request.into_inner().container_requests;
+        let answers: Result<Vec<_>, String> = requests
+            .iter()
+            .map(|one| self.answers.allocate(&one.devices_ids))
+            .collect();
+        let resource = &self.answers.resource;
+        match answers {
+            Ok(container_responses) => {
+                self.answers.allocated.notify_one();
+                self.answers
+                    .metrics
+                    .allocation(resource, AllocationResult::Given);
+                Ok(Response::new(AllocateResponse {
+                    container_responses,
+                }))
+            }
+            Err(told) => {
+                // The kubelet's list or ours is out of date: what is true now goes out as a message.
+                self.answers.look_again.notify_one();
+                self.answers
+                    .metrics
+                    .allocation(resource, AllocationResult::Refused);
+                tracing::warn!(resource, told, "refused to give out devices");
+                Err(Status::failed_precondition(told))
+            }
+        }
+    }
+
+    /// Not offered. Kubelets that ask all the same choose by themselves; an error would cost the pod.
+    async fn get_preferred_allocation(
+        &self,
+        request: Request<PreferredAllocationRequest>,
+    ) -> Result<Response<PreferredAllocationResponse>, Status> {
+        let requests = request.into_inner().container_requests;
+        let none = requests
+            .iter()
+            .map(|_| ContainerPreferredAllocationResponse::default());
+        Ok(Response::new(PreferredAllocationResponse {
+            container_responses: none.collect(),
+        }))
+    }
+
+    /// Not required. Nothing is to be done before a container starts.
+    async fn pre_start_container(
+        &self,
+        _request: Request<PreStartContainerRequest>,
+    ) -> Result<Response<PreStartContainerResponse>, Status> {
+        Ok(Response::new(PreStartContainerResponse {}))
+    }
+}
+
+impl Answers {
+    fn allocate(&self, ids: &[String]) -> Result<ContainerAllocateResponse, String> {
+        let inventory = self.inventory.borrow().clone();
+        let answer = allocation::answer(&self.resource, &self.access, &inventory, ids)
+            .map_err(|refused| refused.to_string())?;
+        // The inventory may be older than an unplugged device by one look.
+        for device in &answer.devices {
+            if !self.is_device(&device.host_path) {
+                return Err(format!(
+                    "device node {:?} of resource {:?} is gone",
+                    device.host_path, self.resource
+                ));
+            }
+        }
+        Ok(response(answer))
+    }
+
+    fn is_device(&self, path: &str) -> bool {
+        let target = self.host_dev.target(path);
+        matches!(
+            target,
+            Some(Target::Device {
+                kind: Kind::Character,
+                ..
+            })
+        )
+    }
+}
+
+fn response(answer: Answer) -> ContainerAllocateResponse {
+    let devices = answer.devices.into_iter().map(|device| DeviceSpec {
+        container_path: device.container_path,
+        host_path: device.host_path,
+        permissions: device.permissions,
+    });
+    ContainerAllocateResponse {
+        devices: devices.collect(),
+        envs: answer.envs.into_iter().collect(),
+        ..ContainerAllocateResponse::default()
+    }
+}
+
+/// Tells that a stream opened, and that it ended however that came about.
+struct OpenStream {
+    server: u64,
+    streams: mpsc::UnboundedSender<StreamEvent>,
+}
+
+impl OpenStream {
+    fn new(server: u64, streams: mpsc::UnboundedSender<StreamEvent>) -> Self {
+        let open = Self { server, streams };
+        open.tell(true);
+        open
+    }
+
+    fn tell(&self, opened: bool) {
+        // Nobody listens any more while the process ends.
+        let _nobody = self.streams.send(StreamEvent {
+            server: self.server,
+            opened,
+        });
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.tell(false);
+    }
+}
+
+/// The messages of one stream: the complete list at once, and again when it changed. Only what is true
+/// when a message goes out is kept: a reader that is slow gets the latest list.
+struct List {
+    inventory: watch::Receiver<Arc<Inventory>>,
+    closing: watch::Receiver<bool>,
+    sent: Option<(Instant, Arc<Inventory>)>,
+    gap: Duration,
+    _open: OpenStream,
+}
+
+impl List {
+    async fn next_message(&mut self) -> Option<ListAndWatchResponse> {
+        loop {
+            if *self.closing.borrow() {
+                return None;
+            }
+            let now = self.inventory.borrow_and_update().clone();
+            let ready_at = match &self.sent {
+                None => None,
+                Some((_, before)) if is_same_list(before, &now) => {
+                    tokio::select! {
+                        closed = self.closing.changed() => closed.ok()?,
+                        changed = self.inventory.changed() => changed.ok()?,
+                    }
+                    continue;
+                }
+                Some((at, _)) => Some(*at + self.gap).filter(|ready| *ready > Instant::now()),
+            };
+            let Some(ready_at) = ready_at else {
+                self.sent = Some((Instant::now(), now.clone()));
+                return Some(message(&now));
+            };
+            tokio::select! {
+                closed = self.closing.changed() => closed.ok()?,
+                () = tokio::time::sleep_until(ready_at) => {}
+            }
+        }
+    }
+}
+
+/// Whether the kubelet would see no difference: it rewrites a file with every message.
+fn is_same_list(one: &Inventory, other: &Inventory) -> bool {
+    let listed = |inventory: &'_ Inventory| inventory.devices.len();
+    listed(one) == listed(other)
+        && one
+            .devices
+            .iter()
+            .zip(&other.devices)
+            .all(|((id, device), (other_id, other))| {
+                id == other_id && device.health == other.health
+            })
+}
+
+fn message(inventory: &Inventory) -> ListAndWatchResponse {
+    let devices = inventory.devices.iter().map(|(id, device)| Device {
+        id: id.clone(),
+        health: device.health.as_str().to_owned(),
+        topology: None,
+    });
+    ListAndWatchResponse {
+        devices: devices.collect(),
+    }
+}

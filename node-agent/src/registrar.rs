@@ -1,0 +1,436 @@
+//! Registers one resource at the kubelet and keeps it registered: does what `registration` and
+//! `first_time` of the core say.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use daemon::Stop;
+use futures::future::{Fuse, FusedFuture, FutureExt};
+use jiff::Timestamp;
+use node_agent_core::first_time::{Answer, Evidence, Reading, answer};
+use node_agent_core::identity::socket_prefix;
+use node_agent_core::registration::{Effect, Event, Phase, Registration};
+use node_agent_core::seen::Standing;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::allocations::PodResources;
+use crate::board::Board;
+use crate::lock::ResourceLock;
+use crate::metrics::{Metrics, RegistrationResult};
+use crate::plugin_directory::{self, FileIdentity, KUBELET_SOCKET, View};
+use crate::plugin_server::PluginServer;
+use crate::plugin_service::{Answers, StreamEvent};
+use crate::random::jitter;
+use crate::register::{RegisterError, register};
+use crate::settings::Timing;
+use crate::state_file::StateFile;
+
+/// What one resource needs to be registered.
+pub struct Registrar {
+    /// What answers the kubelet.
+    pub answers: Answers,
+    /// The kubelet's plugin directory.
+    pub plugin_dir: PathBuf,
+    /// The looks at it.
+    pub view: watch::Receiver<View>,
+    /// The directory of the locks.
+    pub lock_dir: PathBuf,
+    /// What is remembered over restarts.
+    pub state: Arc<StateFile>,
+    /// The kubelet's own list.
+    pub pod_resources: PodResources,
+    /// Where the standing is posted.
+    pub board: Board,
+    /// Where registrations are counted.
+    pub metrics: Metrics,
+    /// How patient it is.
+    pub timing: Timing,
+}
+
+/// A `Register` call under way, or none.
+type Call = Fuse<futures::future::BoxFuture<'static, Result<(), RegisterError>>>;
+
+/// What the loop of one resource holds.
+struct Loop<'a> {
+    registrar: &'a Registrar,
+    registration: Registration,
+    start: Instant,
+    server: Option<PluginServer>,
+    servers: u64,
+    call: Call,
+    timer: Option<Instant>,
+    streams: mpsc::UnboundedSender<StreamEvent>,
+    kubelet: Option<FileIdentity>,
+    trouble: Option<Standing>,
+}
+
+impl Registrar {
+    /// Serves the resource until a stop is asked for; then nothing of it is left behind.
+    pub async fn keep(mut self, stop: Stop) {
+        let lock = tokio::select! {
+            () = stop.requested() => return,
+            lock = self.claim() => lock,
+        };
+        let prefix = socket_prefix(&self.answers.resource);
+        let removed = plugin_directory::remove_stale_sockets(&self.plugin_dir, &prefix).await;
+        if let Err(error) = removed {
+            tracing::debug!(%error, "failed to look for stale sockets");
+        }
+        self.serve(&stop).await;
+        // The server is closed: whoever waits for the lock may register now.
+        drop(lock);
+    }
+
+    fn resource(&self) -> &str {
+        &self.answers.resource
+    }
+
+    /// Posts a standing; tells whether it is another one than before.
+    fn standing(&self, standing: Standing) -> bool {
+        self.board.standing(self.resource(), standing)
+    }
+
+    /// Waits for the right to register, and takes it.
+    async fn claim(&mut self) -> ResourceLock {
+        let patience = self.timing.first_time;
+        let served_before = self.state.has_served(self.resource());
+        let start = Instant::now();
+        let mut lock = None;
+        let mut readings: Vec<Reading> = Vec::new();
+        let mut kubelet = None;
+        let mut socket_age = Duration::ZERO;
+        loop {
+            if lock.is_none() {
+                lock = match ResourceLock::try_take(&self.lock_dir, self.resource()) {
+                    Ok(lock) => lock,
+                    Err(error) => {
+                        let told = format!("failed to lock {:?}: {error}", self.resource());
+                        tracing::error!(told, directory = ?self.lock_dir, "no resource can be served");
+                        self.standing(Standing::Refused(told));
+                        sleep(patience.look_again).await;
+                        continue;
+                    }
+                };
+            }
+            let evidence = Evidence {
+                resource: self.resource(),
+                served_before,
+                lock_is_ours: lock.is_some(),
+                socket_age,
+                readings: &readings,
+                now: start.elapsed(),
+            };
+            match answer(&evidence, &patience) {
+                Answer::Register => match lock.take() {
+                    Some(lock) => return lock,
+                    // Cannot be: whoever may register has the lock.
+                    None => sleep(patience.lock_poll).await,
+                },
+                Answer::TryLock(wait) => {
+                    self.standing(Standing::AwaitingLock);
+                    sleep(wait).await;
+                }
+                Answer::Read(wait) => {
+                    sleep(wait).await;
+                    let there = self.present_kubelet().await;
+                    if kubelet != Some(there) {
+                        (kubelet, socket_age) = (Some(there), self.socket_age());
+                        readings.clear();
+                    }
+                    let devices = self.pod_resources.count(self.resource()).await;
+                    let devices = devices.map_err(|e| format!("{:#}", anyhow::Error::from(e)));
+                    readings.push(Reading {
+                        at: start.elapsed(),
+                        devices,
+                    });
+                }
+                Answer::Foreign(told, wait) => {
+                    // Whoever serves the resource may be about to take the lock.
+                    drop(lock.take());
+                    self.waits(Standing::Foreign(told));
+                    readings.clear();
+                    sleep(wait).await;
+                }
+                Answer::Unreadable(told, wait) => {
+                    self.waits(Standing::Unreadable(told));
+                    readings.clear();
+                    sleep(wait).await;
+                }
+            }
+        }
+    }
+
+    /// Posts why nothing is registered, and says so once.
+    fn waits(&self, standing: Standing) {
+        if self.standing(standing.clone()) {
+            let told = standing.message();
+            tracing::warn!(resource = self.resource(), told, "not registering yet");
+        }
+    }
+
+    /// The kubelet's socket, waited for.
+    async fn present_kubelet(&mut self) -> FileIdentity {
+        loop {
+            if let Some(kubelet) = self.view.borrow_and_update().kubelet {
+                return kubelet;
+            }
+            self.standing(Standing::AwaitingKubelet);
+            if self.view.changed().await.is_err() {
+                // The process is ending.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// How long ago the kubelet made its socket. A clock that was set back makes it young.
+    fn socket_age(&self) -> Duration {
+        let metadata = std::fs::symlink_metadata(self.plugin_dir.join(KUBELET_SOCKET));
+        let made = metadata.and_then(|metadata| metadata.modified());
+        made.ok()
+            .and_then(|made| SystemTime::now().duration_since(made).ok())
+            .unwrap_or_default()
+    }
+
+    /// Registers and registers again until a stop is asked for.
+    async fn serve(&self, stop: &Stop) {
+        let mut view = self.view.clone();
+        let kubelet = view.borrow_and_update().kubelet;
+        let (streams, mut stream_events) = mpsc::unbounded_channel();
+        let (registration, effects) = Registration::start(kubelet.is_some());
+        let mut state = Loop {
+            registrar: self,
+            registration,
+            start: Instant::now(),
+            server: None,
+            servers: 0,
+            call: Fuse::terminated(),
+            timer: None,
+            streams,
+            kubelet,
+            trouble: None,
+        };
+        state.apply(effects).await;
+        loop {
+            state.post();
+            let timer = state.timer;
+            let time_up = async move {
+                match timer {
+                    Some(timer) => sleep_until(timer).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = stop.requested() => break,
+                answered = &mut state.call, if !state.call.is_terminated() => {
+                    state.answered(answered).await;
+                }
+                Some(event) = stream_events.recv() => state.stream(event).await,
+                Ok(()) = view.changed() => {
+                    let kubelet = view.borrow_and_update().kubelet;
+                    state.looked(kubelet).await;
+                }
+                () = time_up => {
+                    state.timer = None;
+                    state.happened(Event::TimeUp).await;
+                }
+            }
+        }
+        state.close().await;
+    }
+}
+
+impl Loop<'_> {
+    async fn happened(&mut self, event: Event) {
+        let before = self.registration.phase();
+        let limits = &self.registrar.timing.registration;
+        let now = self.start.elapsed();
+        let registration = self.registration.clone();
+        let (registration, effects) = registration.next(event, now, jitter(), limits);
+        self.registration = registration;
+        let after = self.registration.phase();
+        let resource = self.registrar.resource();
+        let watched = |phase| matches!(phase, Phase::Watching { .. });
+        if watched(before) && !watched(after) {
+            tracing::warn!(
+                resource,
+                ?event,
+                "the kubelet's stream is lost: registering again"
+            );
+            self.registrar.metrics.stream_lost(resource);
+        }
+        if watched(after) && !watched(before) {
+            tracing::info!(resource, "the kubelet reads the devices");
+            self.trouble = None;
+            self.remember();
+        }
+        self.apply(effects).await;
+    }
+
+    async fn apply(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Close => self.close().await,
+                Effect::Serve => {
+                    if let Err(error) = self.start_server() {
+                        self.trouble(Standing::Refused(format!(
+                            "failed to make a socket: {error}"
+                        )));
+                        // Boxed, because it leads here again.
+                        return Box::pin(self.happened(Event::ServeFailed)).await;
+                    }
+                }
+                Effect::Register => self.register(),
+                Effect::Wait(time) => self.timer = Some(Instant::now() + time),
+                Effect::StopWaiting => self.timer = None,
+            }
+        }
+    }
+
+    fn start_server(&mut self) -> std::io::Result<()> {
+        self.servers += 1;
+        let Registrar {
+            plugin_dir,
+            answers,
+            ..
+        } = self.registrar;
+        let streams = self.streams.clone();
+        self.server = Some(PluginServer::start(
+            plugin_dir,
+            answers,
+            self.servers,
+            streams,
+        )?);
+        Ok(())
+    }
+
+    fn register(&mut self) {
+        let Some(server) = &self.server else {
+            return;
+        };
+        let kubelet = self.registrar.plugin_dir.join(KUBELET_SOCKET);
+        let resource = self.registrar.resource().to_owned();
+        let (endpoint, limit) = (
+            server.name().to_owned(),
+            self.registrar.timing.register_call,
+        );
+        tracing::debug!(resource, endpoint, "registering");
+        self.call = async move { register(&kubelet, endpoint, resource, limit).await }
+            .boxed()
+            .fuse();
+    }
+
+    async fn close(&mut self) {
+        self.call = Fuse::terminated();
+        if let Some(server) = self.server.take() {
+            server.close(self.registrar.timing.close).await;
+        }
+    }
+
+    async fn answered(&mut self, answered: Result<(), RegisterError>) {
+        let (resource, metrics) = (self.registrar.resource(), &self.registrar.metrics);
+        let event = match answered {
+            Ok(()) => {
+                metrics.registration(resource, RegistrationResult::Accepted);
+                self.registrar.board.post(resource, |seen| {
+                    seen.registrations = seen.registrations.saturating_add(1);
+                    true
+                });
+                self.trouble = None;
+                Event::Accepted
+            }
+            Err(error @ RegisterError::Connect(_)) => {
+                metrics.registration(resource, RegistrationResult::Unreachable);
+                self.trouble(Standing::Unreachable(format!(
+                    "{:#}",
+                    anyhow::Error::from(error)
+                )));
+                Event::Unreachable
+            }
+            Err(error @ (RegisterError::Refuse(_) | RegisterError::WaitForAnswer(_))) => {
+                metrics.registration(resource, RegistrationResult::Refused);
+                self.trouble(Standing::Refused(error.to_string()));
+                Event::Refused
+            }
+        };
+        self.happened(event).await;
+    }
+
+    /// Remembers what went wrong, and says so once: it may go wrong every few milliseconds.
+    fn trouble(&mut self, standing: Standing) {
+        if self.trouble.as_ref() != Some(&standing) {
+            let (resource, told) = (self.registrar.resource(), standing.message());
+            tracing::warn!(resource, told, "not registered: trying again");
+        }
+        self.trouble = Some(standing);
+    }
+
+    async fn stream(&mut self, event: StreamEvent) {
+        // Streams of a server that was given up tell nothing about its successor.
+        if self
+            .server
+            .as_ref()
+            .is_some_and(|server| server.number() == event.server)
+        {
+            let event = if event.opened {
+                Event::StreamOpened
+            } else {
+                Event::StreamClosed
+            };
+            self.happened(event).await;
+        }
+    }
+
+    async fn looked(&mut self, kubelet: Option<FileIdentity>) {
+        if self.kubelet != kubelet {
+            self.kubelet = kubelet;
+            let there = kubelet.is_some();
+            let event = if there {
+                Event::KubeletAppeared
+            } else {
+                Event::KubeletVanished
+            };
+            self.happened(event).await;
+        }
+        if self
+            .server
+            .as_ref()
+            .is_some_and(|server| !server.is_reachable())
+        {
+            self.happened(Event::OwnSocketGone).await;
+        }
+    }
+
+    fn remember(&self) {
+        let resource = self.registrar.resource();
+        if let Err(error) = self.registrar.state.remember(resource) {
+            tracing::warn!(resource, %error, "failed to write the state file");
+        }
+    }
+
+    fn post(&self) {
+        let trouble = || self.trouble.clone().unwrap_or_default();
+        let standing = match self.registration.phase() {
+            Phase::AwaitingKubelet => Standing::AwaitingKubelet,
+            Phase::Registering { .. } | Phase::BackingOff { .. } => trouble(),
+            Phase::AwaitingStream => Standing::AwaitingStream,
+            Phase::Watching { .. } => {
+                let now = Timestamp::now();
+                let seconds = Timestamp::from_second(now.as_second()).unwrap_or(now);
+                Standing::Watching(seconds)
+            }
+        };
+        self.registrar
+            .board
+            .post(self.registrar.resource(), |seen| {
+                // The time of a stream that is still the same stays.
+                let same = seen.standing.is_registered() && standing.is_registered();
+                let changed = !same && seen.standing != standing;
+                if changed {
+                    seen.standing = standing;
+                }
+                changed
+            });
+    }
+}

@@ -1,0 +1,110 @@
+//! Where the agent finds things, and how patient it is.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crds::names::{AGENT_CONFIG_KEY, paths};
+use node_agent_core::first_time::Patience;
+use node_agent_core::pace::Pace;
+use node_agent_core::registration::Limits;
+use node_agent_core::writing::WRITE_GAP;
+
+/// Places and times.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The kubelet's plugin directory.
+    pub plugin_dir: PathBuf,
+    /// The directory of the kubelet's pod-resources socket.
+    pub pod_resources_dir: PathBuf,
+    /// Where the host's `/dev` is.
+    pub host_dev_dir: PathBuf,
+    /// Locks that the agents of a node share.
+    pub lock_dir: PathBuf,
+    /// What is remembered over restarts.
+    pub state_dir: PathBuf,
+    /// Whether the kernel may be asked to tell of changes; without, everything is found by polling.
+    pub file_events: bool,
+    /// How patient the agent is.
+    pub timing: Timing,
+}
+
+/// How patient the agent is. Only tests change it.
+#[derive(Clone, Debug)]
+pub struct Timing {
+    /// How long registrations may take.
+    pub registration: Limits,
+    /// How patiently a resource is approached the first time.
+    pub first_time: Patience,
+    /// Longest `Register` call: the kubelet itself dials back for up to 10 s within it.
+    pub register_call: Duration,
+    /// How often sockets are looked at, beside the kernel's events. Such a look is two system calls;
+    /// events are lost only where the kernel's queue overflows or watches are used up.
+    pub socket_poll: Duration,
+    /// How often pod resources are read. The kubelet answers 100 requests a second to the whole node.
+    pub allocations_poll: Duration,
+    /// How long after an Allocate they are read: the pod becomes active in between.
+    pub after_allocate: Duration,
+    /// Waits after a failure to read them.
+    pub allocations_retry: Pace,
+    /// Longest call to the pod-resources socket.
+    pub pod_resources_call: Duration,
+    /// Shortest time between two messages of a stream: each costs the kubelet a write to its disk.
+    pub between_messages: Duration,
+    /// Shortest time between two looks at `/dev`: a flapping device must not keep the agent busy.
+    pub between_looks: Duration,
+    /// How long a server may take to end its streams.
+    pub close: Duration,
+    /// Shortest time between two reports.
+    pub between_reports: Duration,
+    /// Waits after a report could not be written, or the node's object not be watched.
+    pub api_retry: Pace,
+    /// Longest call to the API server.
+    pub api_call: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self {
+            registration: Limits::default(),
+            first_time: Patience::default(),
+            register_call: seconds(20),
+            socket_poll: seconds(5),
+            allocations_poll: seconds(10),
+            after_allocate: seconds(1),
+            allocations_retry: Pace {
+                first: seconds(1),
+                limit: seconds(60),
+            },
+            pod_resources_call: seconds(10),
+            between_messages: Duration::from_millis(500),
+            between_looks: Duration::from_millis(100),
+            close: seconds(1),
+            between_reports: WRITE_GAP,
+            api_retry: Pace {
+                first: seconds(1),
+                limit: seconds(60),
+            },
+            api_call: seconds(30),
+        }
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            plugin_dir: PathBuf::from(paths::DEVICE_PLUGIN_DIR),
+            pod_resources_dir: PathBuf::from(paths::POD_RESOURCES_DIR),
+            host_dev_dir: PathBuf::from(paths::HOST_DEV_DIR),
+            lock_dir: PathBuf::from(paths::LOCK_DIR),
+            state_dir: PathBuf::from(paths::STATE_DIR),
+            file_events: true,
+            timing: Timing::default(),
+        }
+    }
+}
+
+/// Where the agent's configuration is.
+pub fn default_config_file() -> PathBuf {
+    PathBuf::from(paths::AGENT_CONFIG_DIR).join(AGENT_CONFIG_KEY)
+}

@@ -1,0 +1,155 @@
+//! What the agent remembers on the host: which resources it has served here. With it a restart needs
+//! nobody's word to serve them again.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use crds::AgentConfig;
+use serde::{Deserialize, Serialize};
+
+/// The file of one config.
+#[derive(Debug)]
+pub struct StateFile {
+    path: PathBuf,
+    state: Mutex<State>,
+}
+
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct State {
+    /// A config that was made again under its old name starts anew.
+    config_uid: String,
+    /// The revision that served last.
+    revision: String,
+    /// Resources that were served.
+    resources: BTreeSet<String>,
+}
+
+impl StateFile {
+    /// Reads what is remembered of a config. What cannot be read is as good as absent: the resources
+    /// are then approached as if for the first time.
+    pub fn open(directory: &Path, config: &AgentConfig) -> Self {
+        let path = directory.join(&config.config);
+        let configured = |name: &String| config.resources.iter().any(|r| r.name == *name);
+        let resources = match read(&path) {
+            Ok(Some(state)) if state.config_uid == config.config_uid => {
+                state.resources.into_iter().filter(configured).collect()
+            }
+            Ok(_) => BTreeSet::new(),
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::warn!(
+                    ?path,
+                    error,
+                    "failed to read the state file: starting without"
+                );
+                BTreeSet::new()
+            }
+        };
+        let state = State {
+            config_uid: config.config_uid.clone(),
+            revision: config.revision.clone(),
+            resources,
+        };
+        Self {
+            path,
+            state: Mutex::new(state),
+        }
+    }
+
+    /// Whether this config has served a resource here.
+    pub fn has_served(&self, resource: &str) -> bool {
+        self.lock().resources.contains(resource)
+    }
+
+    /// Remembers that a resource is served.
+    ///
+    /// # Errors
+    /// When the file cannot be written: the next start then approaches the resource as if for the
+    /// first time.
+    pub fn remember(&self, resource: &str) -> io::Result<()> {
+        let mut state = self.lock();
+        state.resources.insert(resource.to_owned());
+        write(&self.path, &state)
+    }
+
+    /// The state is whole between any two statements.
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<Option<State>> {
+    match fs::read(path) {
+        Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Replaces the file as a whole: a crash leaves the old or the new one.
+fn write(path: &Path, state: &State) -> io::Result<()> {
+    let text = serde_json::to_vec(state)?;
+    // A file that holds this already is left alone: an fsync takes milliseconds.
+    if fs::read(path).is_ok_and(|present| present == text) {
+        return Ok(());
+    }
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    // A config's name has no dot: no other config's file has this name.
+    let fresh = path.with_extension("new");
+    let mut file = File::create(&fresh)?;
+    file.write_all(&text)?;
+    file.sync_all()?;
+    fs::rename(&fresh, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(uid: &str, resources: &[&str]) -> AgentConfig {
+        let resource = |name: &&str| serde_json::json!({ "name": name, "discovery": {} });
+        serde_json::from_value(serde_json::json!({
+            "config": "fuse",
+            "configUid": uid,
+            "revision": "0123456789",
+            "resources": resources.iter().map(resource).collect::<Vec<_>>(),
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn what_was_served_is_remembered_for_this_config_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = |config: &AgentConfig| StateFile::open(directory.path(), config);
+        let state = open(&config("u1", &["a.com/x", "a.com/y"]));
+        assert!(!state.has_served("a.com/x"));
+        state.remember("a.com/x").unwrap();
+        state.remember("a.com/y").unwrap();
+        let again = open(&config("u1", &["a.com/x"]));
+        assert!(again.has_served("a.com/x"));
+        assert!(!again.has_served("a.com/y"), "no longer configured");
+        assert!(
+            !open(&config("u2", &["a.com/x"])).has_served("a.com/x"),
+            "another config"
+        );
+    }
+
+    #[test]
+    fn garbage_is_as_good_as_absent_and_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = config("u1", &["a.com/x"]);
+        for garbage in ["", "{", "[]", r#"{"configUid":"u1"}"#] {
+            fs::write(directory.path().join("fuse"), garbage).unwrap();
+            let state = StateFile::open(directory.path(), &config);
+            assert!(!state.has_served("a.com/x"), "{garbage:?}");
+            state.remember("a.com/x").unwrap();
+            assert!(StateFile::open(directory.path(), &config).has_served("a.com/x"));
+        }
+    }
+}
