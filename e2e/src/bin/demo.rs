@@ -2,10 +2,12 @@
 //! helm, a config applied with kubectl, a pod that opens its device. Runs again where it left off.
 
 #![expect(
+    clippy::print_stderr,
     clippy::print_stdout,
     reason = "the result of a demonstration belongs on standard output"
 )]
 
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -24,7 +26,17 @@ const POD_DEADLINE: Duration = Duration::from_secs(60);
 /// Pause between two looks at the pod.
 const PAUSE: Duration = Duration::from_millis(300);
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     let begun = Instant::now();
     let progress = Progress::to_stderr();
     let steps = progress.steps(6);

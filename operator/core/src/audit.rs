@@ -346,3 +346,244 @@ fn names_known_revision(
         .filter(|one| one.content.is_some());
     stands.is_some() && uid.is_some() && set.map(|one| one.owner_uid.as_str()) == uid
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::scenario::World;
+
+    fn world() -> World {
+        let mut world = World::with_fuse(&["n1"]);
+        world.settle();
+        world
+    }
+
+    fn rules(seen: &Snapshot, write: Write) -> Vec<&'static str> {
+        let action = Action {
+            config: "fuse".to_owned(),
+            write,
+        };
+        let plan = Plan {
+            actions: vec![action],
+            ..Plan::default()
+        };
+        audit(seen, &plan).into_iter().map(|one| one.rule).collect()
+    }
+
+    const AGENTS: &str = "no agent of a live config is taken away within its grace";
+    const OURS: &str = "what is written belongs to the operator";
+    const CONTENT: &str = "the content of a revision never changes";
+    const LAST: &str = "the finalizer goes last";
+    const STANDS: &str = "nodes are sent only to a revision that stands";
+    const ASSUMED: &str = "a write says what it was decided on, and a creation meets nothing";
+
+    fn delete(kind: Kind, on: &Identity) -> Write {
+        Write::Delete {
+            kind,
+            on: on.clone(),
+        }
+    }
+
+    #[test]
+    fn a_daemon_set_goes_only_with_its_config() {
+        let mut world = world();
+        let set = world.seen.daemon_sets.values().next().unwrap().id.clone();
+        assert_eq!(rules(&world.seen, delete(Kind::DaemonSet, &set)), [AGENTS]);
+        world.delete_config("fuse");
+        assert_eq!(
+            rules(&world.seen, delete(Kind::DaemonSet, &set)),
+            Vec::<&str>::new()
+        );
+        let other = Identity {
+            uid: "other".to_owned(),
+            ..set
+        };
+        assert_eq!(rules(&world.seen, delete(Kind::DaemonSet, &other)), [OURS]);
+    }
+
+    #[test]
+    fn a_label_goes_only_after_the_grace() {
+        let mut world = world();
+        let unlabel = |seen: &Snapshot| Write::LabelNode {
+            on: seen.nodes["n1"].id.clone(),
+            key: crds::names::node_revision_label("fuse"),
+            value: None,
+        };
+        assert_eq!(rules(&world.seen, unlabel(&world.seen)), [AGENTS]);
+        let now = world.seen.now;
+        world.change_object("fuse.n1", |object| {
+            object.spec.unmatched_since =
+                Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now));
+        });
+        world.wait(299);
+        assert_eq!(rules(&world.seen, unlabel(&world.seen)), [AGENTS]);
+        world.wait(1);
+        assert_eq!(rules(&world.seen, unlabel(&world.seen)), Vec::<&str>::new());
+        world.seen.node_objects.clear();
+        assert_eq!(
+            rules(&world.seen, unlabel(&world.seen)),
+            [AGENTS],
+            "a lost object starts the grace anew"
+        );
+    }
+
+    #[test]
+    fn labels_and_objects_name_revisions_that_stand() {
+        let world = world();
+        let label = |key: &str, value: &str| Write::LabelNode {
+            on: world.seen.nodes["n1"].id.clone(),
+            key: key.to_owned(),
+            value: Some(value.to_owned()),
+        };
+        let key = crds::names::node_revision_label("fuse");
+        assert_eq!(rules(&world.seen, label(&key, "0123456789")), [STANDS]);
+        assert_eq!(
+            rules(
+                &world.seen,
+                label("kubernetes.io/os", &world.revision("fuse"))
+            ),
+            [OURS]
+        );
+        let object = &world.seen.node_objects["fuse.n1"];
+        let mut spec = object.spec.clone();
+        spec.active = "0123456789".to_owned();
+        let on = Identity::of(&object.metadata);
+        assert_eq!(
+            rules(
+                &world.seen,
+                Write::PatchNodeObject {
+                    on,
+                    spec: Box::new(spec)
+                }
+            ),
+            [STANDS]
+        );
+    }
+
+    #[test]
+    fn a_revision_is_made_once_and_its_objects_are_made_from_it() {
+        let world = world();
+        let present = world.seen.revisions.values().next().unwrap();
+        let config = world.config("fuse");
+        let settings = &world.seen.settings;
+        let content = present.content.clone().unwrap();
+        let second =
+            crate::rendering::controller_revision(config, "0123456789", &content, 2, settings);
+        let write = Write::CreateRevision {
+            name: "fuse-0123456789".to_owned(),
+            object: second,
+        };
+        assert_eq!(rules(&world.seen, write), [CONTENT]);
+        let mut template = content.template.clone();
+        let set = world.seen.daemon_sets.values().next().unwrap();
+        let patch = |template: &Value| Write::PatchDaemonSet {
+            on: set.id.clone(),
+            template: template.clone(),
+        };
+        assert_eq!(rules(&world.seen, patch(&template)), Vec::<&str>::new());
+        template["spec"]["hostNetwork"] = json!(true);
+        assert_eq!(rules(&world.seen, patch(&template)), [CONTENT]);
+        assert_eq!(
+            rules(&world.seen, delete(Kind::Revision, &present.id)),
+            [CONTENT]
+        );
+        let map = world.seen.config_maps.values().next().unwrap();
+        assert_eq!(
+            rules(&world.seen, delete(Kind::ConfigMap, &map.id)),
+            [CONTENT]
+        );
+    }
+
+    #[test]
+    fn only_failed_pods_of_ours_are_deleted() {
+        let mut world = world();
+        let pod = world.seen.pods.values().next().unwrap().id.clone();
+        assert_eq!(rules(&world.seen, delete(Kind::Pod, &pod)), [OURS]);
+        world.change_pod_on("n1", |pod| pod.phase = "Failed".to_owned());
+        let pod = world.seen.pods.values().next().unwrap().id.clone();
+        assert_eq!(
+            rules(&world.seen, delete(Kind::Pod, &pod)),
+            Vec::<&str>::new()
+        );
+    }
+
+    #[test]
+    fn finalizers_of_others_and_early_ends_are_refused() {
+        let mut world = world();
+        let set = |world: &World, finalizers: &[&str]| Write::SetFinalizers {
+            on: Identity::of(&world.config("fuse").metadata),
+            finalizers: finalizers.iter().map(|one| (*one).to_owned()).collect(),
+        };
+        assert_eq!(rules(&world.seen, set(&world, &[])), [LAST]);
+        assert_eq!(
+            rules(
+                &world.seen,
+                set(&world, &[CLEANUP_FINALIZER, "example.com/other"])
+            ),
+            [LAST]
+        );
+        world.delete_config("fuse");
+        assert_eq!(
+            rules(&world.seen, set(&world, &[])),
+            [LAST],
+            "everything is still there"
+        );
+    }
+
+    #[test]
+    fn nodes_users_and_assumptions_are_respected() {
+        let world = world();
+        for kind in [Kind::Node, Kind::Config, Kind::Pool] {
+            let on = world.seen.nodes["n1"].id.clone();
+            assert_eq!(rules(&world.seen, delete(kind, &on)), [OURS], "{kind:?}");
+        }
+        let key = crds::names::node_revision_label("fuse");
+        let on = Identity {
+            version: String::new(),
+            ..world.seen.nodes["n1"].id.clone()
+        };
+        let write = Write::LabelNode {
+            on,
+            key,
+            value: Some(world.revision("fuse")),
+        };
+        assert_eq!(rules(&world.seen, write), [ASSUMED]);
+        let object = &world.seen.node_objects["fuse.n1"];
+        let on = Identity::of(&object.metadata);
+        assert_eq!(rules(&world.seen, delete(Kind::NodeObject, &on)), [AGENTS]);
+        let mut foreign = (**object).clone();
+        foreign.metadata.owner_references = None;
+        let create = Write::CreateNodeObject {
+            object: Box::new(foreign),
+        };
+        assert_eq!(rules(&world.seen, create), [OURS]);
+    }
+
+    #[test]
+    fn an_object_is_written_once_and_a_violation_names_it() {
+        let mut world = world();
+        world.change_pod_on("n1", |pod| pod.phase = "Failed".to_owned());
+        let pod = Arc::clone(world.seen.pods.values().next().unwrap());
+        let action = Action {
+            config: "fuse".to_owned(),
+            write: delete(Kind::Pod, &pod.id),
+        };
+        let plan = Plan {
+            actions: vec![action.clone(), action],
+            ..Plan::default()
+        };
+        let violations = audit(&world.seen, &plan);
+        assert_eq!(violations.len(), 1);
+        assert_eq!(
+            violations[0].to_string(),
+            format!(
+                "delete Pod {:?} for config \"fuse\" breaks the rule: an object is written at most once",
+                pod.id.name
+            )
+        );
+    }
+}

@@ -338,3 +338,137 @@ fn volumes(name: &str, revision: &str, settings: &Settings) -> Value {
         host("state", paths::STATE_DIR, "DirectoryOrCreate"),
     ])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::revision::revision;
+    use crate::selection::selection;
+
+    const SPEC: &str = include_str!("rendering/config.yaml");
+
+    fn settings() -> Settings {
+        Settings {
+            namespace: "device-plugin-system".to_owned(),
+            agent_image: "registry.example.com/agent:1".to_owned(),
+            agent_service_account: "device-plugin-agent".to_owned(),
+            device_plugin_dir: "/var/lib/kubelet/device-plugins".to_owned(),
+            kubelet_root_dir: "/data/kubelet/".to_owned(),
+        }
+    }
+
+    fn config() -> DevicePluginConfig {
+        let mut config = DevicePluginConfig::new("serial", serde_yaml::from_str(SPEC).unwrap());
+        config.metadata.uid = Some("5fc188ab-05a8-4cb9-b332-65595a7c0c4b".to_owned());
+        config
+    }
+
+    /// Existing revisions are never rendered again, so a change here is felt by new ones only; it
+    /// is still a change of what runs on nodes, and wants a reason.
+    #[test]
+    fn the_objects_of_a_revision_are_these() {
+        let (config, settings) = (config(), settings());
+        let image = "registry.example.com/agent:1";
+        let revision = revision(&config.spec, image);
+        let content = content(&config, &revision, image, &settings);
+        let terms = selection(&config, std::iter::empty());
+        let template = placed(
+            &content.template,
+            "serial",
+            &revision,
+            &[&revision],
+            terms.terms(),
+        );
+        let objects = [
+            controller_revision(&config, &revision, &content, 1, &settings),
+            config_map(&config, &revision, &content, &settings),
+            daemon_set(&config, &revision, &template, &settings),
+        ];
+        let texts: Vec<_> = objects
+            .iter()
+            .map(|one| serde_yaml::to_string(one).unwrap())
+            .collect();
+        let text = texts.join("---\n");
+        let golden = include_str!("rendering/objects.yaml");
+        assert!(
+            text == golden,
+            "src/rendering/objects.yaml should be:\n{text}"
+        );
+    }
+
+    #[test]
+    fn a_controller_revision_is_not_found_by_the_selector_of_its_daemon_set() {
+        let config = config();
+        let content = content(&config, "0123456789", "i", &settings());
+        let revision = controller_revision(&config, "0123456789", &content, 1, &settings());
+        let set = daemon_set(&config, "0123456789", &content.template, &settings());
+        let selector = set
+            .pointer("/spec/selector/matchLabels")
+            .unwrap()
+            .as_object()
+            .unwrap();
+        let labels = revision.pointer("/metadata/labels").unwrap();
+        assert!(
+            selector
+                .iter()
+                .any(|(key, value)| labels.get(key) != Some(value))
+        );
+        let labels = set.pointer("/spec/template/metadata/labels").unwrap();
+        assert!(
+            selector
+                .iter()
+                .all(|(key, value)| labels.get(key) == Some(value))
+        );
+    }
+
+    #[test]
+    fn an_agent_container_asks_for_no_privilege() {
+        let content = content(&config(), "0123456789", "i", &settings());
+        let spec = content.template.get("spec").unwrap();
+        for absent in [
+            "hostNetwork",
+            "hostPID",
+            "hostIPC",
+            "nodeSelector",
+            "affinity",
+        ] {
+            assert_eq!(spec.get(absent), None, "{absent}");
+        }
+        let containers = spec.get("containers").unwrap().as_array().unwrap();
+        assert_eq!(containers.len(), 1);
+        let container = &containers[0];
+        let security = &container["securityContext"];
+        assert_eq!(security["privileged"], false);
+        assert_eq!(security["allowPrivilegeEscalation"], false);
+        assert_eq!(security["readOnlyRootFilesystem"], true);
+        assert_eq!(security["capabilities"], json!({ "drop": ["ALL"] }));
+        for port in container["ports"].as_array().unwrap() {
+            assert_eq!(port.get("hostPort"), None);
+        }
+        let mounts = container["volumeMounts"].as_array().unwrap();
+        let writable: Vec<_> = mounts
+            .iter()
+            .filter(|mount| mount["readOnly"] != true)
+            .map(|mount| mount["mountPath"].as_str().unwrap())
+            .collect();
+        assert_eq!(
+            writable,
+            [paths::DEVICE_PLUGIN_DIR, paths::LOCK_DIR, paths::STATE_DIR]
+        );
+    }
+
+    #[test]
+    fn what_the_api_server_adds_is_no_difference_and_what_it_lacks_is() {
+        let wanted = json!({ "a": [{ "b": "64Mi" }], "c": {}, "d": false, "e": "" });
+        for (present, same) in [
+            (json!({ "a": [{ "b": "65536Ki", "x": 1 }], "y": 2 }), true),
+            (json!({ "a": [{ "b": "64Mi" }, {}] }), false),
+            (json!({ "a": [{ "b": "65Mi" }] }), false),
+            (json!({ "a": [{ "b": "64Mi" }], "d": true }), false),
+            (json!({ "a": [{}] }), false),
+            (json!({}), false),
+        ] {
+            assert_eq!(holds(&present, &wanted), same, "{present}");
+        }
+    }
+}

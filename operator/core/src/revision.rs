@@ -197,3 +197,112 @@ fn write_canonical(value: &Value, text: &mut String) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IMAGE: &str = "registry.example.com/agent:1";
+
+    fn of(text: &str) -> String {
+        revision(&serde_yaml::from_str(text).unwrap(), IMAGE)
+    }
+
+    const PLAIN: &str = "resources: [{name: example.com/a, discovery: {paths: {globs: [/dev/a]}}}]";
+
+    /// These are in clusters: a change here would show every config there as changed.
+    #[test]
+    fn revisions_of_schema_1_are_for_ever() {
+        assert_eq!(HASH_SCHEMA, 1);
+        for (spec, revision) in [
+            (PLAIN, "fe234bb031"),
+            (include_str!("rendering/config.yaml"), "14a230c666"),
+        ] {
+            assert_eq!(of(spec), revision, "{spec}");
+        }
+    }
+
+    #[test]
+    fn what_means_the_same_is_the_same_revision() {
+        let resource = |more: &str| {
+            format!(
+                "resources: [{{name: example.com/a, discovery: {{paths: {{globs: [/dev/a]}}}}{more}}}]"
+            )
+        };
+        for same in [
+            resource(", container: {}"),
+            resource(", container: {permissions: rw, path: '', env: []}"),
+            resource(", healthCheck: {}"),
+            resource(", healthCheck: {type: Exists, periodSeconds: 5}"),
+            format!("{PLAIN}\nnodeSelector: {{matchLabels: {{a: b}}}}"),
+            format!("{PLAIN}\nlabelLossGraceSeconds: 7"),
+            format!("{PLAIN}\nagent: {{}}"),
+            format!("{PLAIN}\nagent: {{logLevel: trace}}"),
+            format!("{PLAIN}\nagent: {{image: {IMAGE}}}"),
+            format!(
+                "{PLAIN}\nagent: {{imagePullPolicy: IfNotPresent, priorityClassName: system-node-critical}}"
+            ),
+            format!(
+                "{PLAIN}\nagent: {{resources: {{requests: {{cpu: '0'}}, limits: {{memory: 65536Ki}}}}}}"
+            ),
+        ] {
+            assert_eq!(of(&same), of(PLAIN), "{same}");
+        }
+        let (one, other) = (
+            "{name: a/a, discovery: {simulated: {count: 1}}}",
+            "{name: a/b, discovery: {simulated: {count: 2, prefix: sim}}}",
+        );
+        let order = |first: &str, second: &str| of(&format!("resources: [{first}, {second}]"));
+        assert_eq!(order(one, other), order(other, one));
+        let tolerations = |one: &str| of(&format!("{PLAIN}\nagent: {{tolerations: [{one}]}}"));
+        assert_eq!(
+            tolerations("{key: a}"),
+            tolerations("{key: a, operator: Equal, value: ''}")
+        );
+    }
+
+    #[test]
+    fn what_agents_run_differently_is_another_revision() {
+        let mut seen = std::collections::BTreeSet::from([of(PLAIN)]);
+        for other in [
+            PLAIN.replace("/dev/a", "/dev/b"),
+            PLAIN.replace("example.com/a", "example.com/b"),
+            PLAIN.replace("globs: [/dev/a]", "globs: [/dev/a], exclude: [/dev/a1]"),
+            PLAIN.replace("}}}]", "}}, container: {permissions: r}}]"),
+            PLAIN.replace("}}}]", "}}, healthCheck: {periodSeconds: 6}}]"),
+            PLAIN.replace("paths: {globs: [/dev/a]}", "simulated: {count: 1}"),
+            format!("{PLAIN}\nagent: {{imagePullPolicy: Always}}"),
+            format!("{PLAIN}\nagent: {{imagePullSecrets: [{{name: s}}]}}"),
+            format!("{PLAIN}\nagent: {{priorityClassName: p}}"),
+            format!("{PLAIN}\nagent: {{tolerations: [{{operator: Exists}}]}}"),
+            format!("{PLAIN}\nagent: {{resources: {{}}}}"),
+            format!(
+                "{PLAIN}\nagent: {{resources: {{requests: {{memory: 1Mi}}, limits: {{memory: 64Mi}}}}}}"
+            ),
+        ] {
+            assert!(seen.insert(of(&other)), "{other}");
+        }
+        let spec = serde_yaml::from_str(PLAIN).unwrap();
+        assert!(seen.insert(revision(&spec, "registry.example.com/agent:2")));
+    }
+
+    #[test]
+    fn canonical_json_sorts_keys_at_every_depth() {
+        let mut text = String::new();
+        let value = json!({ "b": [{ "d": null, "c": "\"" }], "a": { "z": 1, "y": true } });
+        write_canonical(&value, &mut text);
+        assert_eq!(text, r#"{"a":{"y":true,"z":1},"b":[{"c":"\"","d":null}]}"#);
+    }
+
+    #[test]
+    fn an_image_is_the_specs_own_else_the_stable_one_else_the_default() {
+        let mut spec: DevicePluginConfigSpec = serde_yaml::from_str(PLAIN).unwrap();
+        assert_eq!(agent_image(&spec, None, "default"), "default");
+        assert_eq!(agent_image(&spec, Some("stable"), "default"), "stable");
+        spec.agent = Some(AgentSettings {
+            image: Some("own".to_owned()),
+            ..AgentSettings::default()
+        });
+        assert_eq!(agent_image(&spec, Some("stable"), "default"), "own");
+    }
+}

@@ -149,3 +149,145 @@ fn covers(toleration: &Toleration, taint: &Taint) -> bool {
         && (key.is_empty() || key == taint.key)
         && (any_value || (!key.is_empty() && value == taint.value))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(text: &str) -> BTreeMap<String, String> {
+        serde_yaml::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn a_selector_matches_as_in_kubernetes() {
+        for (selector, node, wanted) in [
+            ("{}", "{a: b}", false),
+            ("matchLabels: {a: b}", "{a: b, c: d}", true),
+            ("matchLabels: {a: b}", "{a: c}", false),
+            ("matchLabels: {a: b, c: d}", "{a: b}", false),
+            (
+                "matchExpressions: [{key: a, operator: In, values: [x, b]}]",
+                "{a: b}",
+                true,
+            ),
+            (
+                "matchExpressions: [{key: a, operator: In, values: [x]}]",
+                "{}",
+                false,
+            ),
+            (
+                "matchExpressions: [{key: a, operator: NotIn, values: [x]}]",
+                "{}",
+                true,
+            ),
+            (
+                "matchExpressions: [{key: a, operator: NotIn, values: [b]}]",
+                "{a: b}",
+                false,
+            ),
+            (
+                "matchExpressions: [{key: a, operator: Exists}]",
+                "{a: ''}",
+                true,
+            ),
+            (
+                "matchExpressions: [{key: a, operator: Exists}]",
+                "{b: ''}",
+                false,
+            ),
+            (
+                "matchExpressions: [{key: a, operator: DoesNotExist}]",
+                "{b: ''}",
+                true,
+            ),
+            (
+                "matchExpressions: [{key: a, operator: DoesNotExist}]",
+                "{a: b}",
+                false,
+            ),
+            (
+                "{matchLabels: {a: b}, matchExpressions: [{key: c, operator: Exists}]}",
+                "{a: b}",
+                false,
+            ),
+        ] {
+            let selector = serde_yaml::from_str(selector).unwrap();
+            assert_eq!(
+                matches(&selector, &labels(node)),
+                wanted,
+                "{selector:?} on {node}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_toleration_covers_as_in_kubernetes() {
+        let taint = |key: &str, value: &str, effect: &str| Taint {
+            key: key.to_owned(),
+            value: value.to_owned(),
+            effect: effect.to_owned(),
+        };
+        for (toleration, taint, wanted) in [
+            ("{operator: Exists}", taint("a", "b", "NoExecute"), true),
+            (
+                "{key: a, operator: Exists}",
+                taint("a", "b", "NoSchedule"),
+                true,
+            ),
+            (
+                "{key: a, operator: Exists, effect: NoSchedule}",
+                taint("a", "", "NoExecute"),
+                false,
+            ),
+            ("{key: a, value: b}", taint("a", "b", "NoSchedule"), true),
+            ("{key: a, value: b}", taint("a", "c", "NoSchedule"), false),
+            ("{key: a}", taint("a", "", "NoSchedule"), true),
+            ("{key: b}", taint("a", "", "NoSchedule"), false),
+            (
+                "{key: a, operator: Equal, value: ''}",
+                taint("a", "x", "NoSchedule"),
+                false,
+            ),
+        ] {
+            let toleration = serde_yaml::from_str(toleration).unwrap();
+            assert_eq!(
+                covers(&toleration, &taint),
+                wanted,
+                "{toleration:?} and {taint:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn agents_run_where_every_daemon_set_pod_does() {
+        let mut node = SeenNode::default();
+        let add = |node: &mut SeenNode, key: &str, effect: &str| {
+            node.taints.push(Taint {
+                key: key.to_owned(),
+                value: String::new(),
+                effect: effect.to_owned(),
+            });
+        };
+        for (key, effect) in [
+            ("node.kubernetes.io/not-ready", "NoExecute"),
+            ("node.kubernetes.io/not-ready", "NoSchedule"),
+            ("node.kubernetes.io/unreachable", "NoExecute"),
+            ("node.kubernetes.io/unschedulable", "NoSchedule"),
+            ("node.kubernetes.io/disk-pressure", "NoSchedule"),
+            ("anything", "PreferNoSchedule"),
+        ] {
+            add(&mut node, key, effect);
+        }
+        assert!(tolerates(&[], &node, false));
+        add(
+            &mut node,
+            "node.kubernetes.io/network-unavailable",
+            "NoSchedule",
+        );
+        assert!(
+            !tolerates(&[], &node, false),
+            "an agent has a network of its own"
+        );
+        assert!(tolerates(&[], &node, true));
+    }
+}

@@ -115,3 +115,71 @@ fn has_alphanumeric_ends(text: &str) -> bool {
             .last()
             .is_some_and(u8::is_ascii_alphanumeric)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(spec: &str) -> Option<String> {
+        let config = DevicePluginConfig::new("c", serde_yaml::from_str(spec).unwrap());
+        problem(&config, std::iter::empty())
+    }
+
+    #[test]
+    fn what_the_schema_lets_through_is_refused_with_field_and_value() {
+        let resource = "resources: [{name: a.b/c, discovery: {paths: {globs: [/dev/a]}}}]";
+        for (spec, wanted) in [
+            (
+                "resources: [{name: a.b/c, discovery: {paths: {globs: [/dev/a, '/dev/[b']}}}]".to_owned(),
+                "spec.resources[\"a.b/c\"].discovery.paths.globs[1] \"/dev/[b\" is not a glob",
+            ),
+            (
+                "resources: [{name: a.b/c, discovery: {paths: {globs: [/dev/a], exclude: ['/dev/{b']}}}]".to_owned(),
+                "spec.resources[\"a.b/c\"].discovery.paths.exclude[0] \"/dev/{b\" is not a glob",
+            ),
+            (
+                format!("{resource}\nnodeSelector: {{matchLabels: {{a: b c}}}}"),
+                "spec.nodeSelector.matchLabels[\"a\"]: \"b c\" is not a label value",
+            ),
+            (
+                format!("{resource}\nnodeSelector: {{matchLabels: {{-a: b}}}}"),
+                "spec.nodeSelector.matchLabels[\"-a\"]: \"-a\" is not a label key",
+            ),
+            (
+                format!("{resource}\nnodeSelector: {{matchExpressions: [{{key: A_b.c/d/e, operator: Exists}}]}}"),
+                "spec.nodeSelector.matchExpressions[0]: \"A_b.c/d/e\" is not a label key",
+            ),
+            (
+                format!("{resource}\nmachineConfigPoolSelector: {{matchExpressions: [{{key: a, operator: In, values: [ok, 'not ok']}}]}}"),
+                "spec.machineConfigPoolSelector.matchExpressions[0]: \"not ok\" is not a label value",
+            ),
+        ] {
+            let problem = of(&spec).unwrap_or_default();
+            assert!(problem.starts_with(wanted), "{spec}: {problem}");
+        }
+    }
+
+    #[test]
+    fn ordinary_specs_pass() {
+        for globs in [
+            "[/dev/ttyUSB*]",
+            "['/dev/serial/**']",
+            "['/dev/tty{USB,ACM}[0-9]']",
+            "[/dev/a?]",
+        ] {
+            let resource =
+                format!("resources: [{{name: a.b/c, discovery: {{paths: {{globs: {globs}}}}}}}]");
+            assert_eq!(of(&resource), None, "{globs}");
+        }
+        for key in [
+            "a",
+            "example.com/board",
+            "feature.node.kubernetes.io/usb-ff_0403_6001.present",
+        ] {
+            let spec = format!(
+                "resources: [{{name: a.b/c, discovery: {{simulated: {{count: 1}}}}}}]\nnodeSelector: {{matchLabels: {{{key}: ''}}}}"
+            );
+            assert_eq!(of(&spec), None, "{key}");
+        }
+    }
+}

@@ -170,3 +170,123 @@ fn container_failure(container: &ContainerStatus) -> Option<Trouble> {
         fatal: true,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(text: &str) -> SeenPod {
+        let pod: Pod = serde_yaml::from_str(text).unwrap();
+        pod.into()
+    }
+
+    fn status(text: &str) -> Option<Trouble> {
+        seen(&format!("status: {text}")).trouble
+    }
+
+    #[test]
+    fn a_pod_is_read_with_its_owner_and_its_node() {
+        let pod = seen(
+            "metadata:
+  name: fuse-0123456789-x
+  uid: u
+  resourceVersion: '7'
+  labels: {deviceplugins.dev/config: fuse, deviceplugins.dev/revision: '0123456789'}
+  ownerReferences: [{apiVersion: apps/v1, kind: DaemonSet, name: d, uid: d, controller: true}]
+spec:
+  containers: []
+  affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchFields: [{key: metadata.name, operator: In, values: [n1]}]}]}}}
+status: {phase: Pending}",
+        );
+        assert_eq!(
+            (pod.config.as_str(), pod.revision.as_str()),
+            ("fuse", "0123456789")
+        );
+        assert_eq!(
+            (pod.node.as_str(), pod.of_daemon_set, pod.ready),
+            ("n1", true, false)
+        );
+        let running = seen(
+            "spec: {nodeName: n2, containers: []}\nstatus: {phase: Running, conditions: [{type: Ready, status: 'True'}]}",
+        );
+        assert_eq!(
+            (running.node.as_str(), running.of_daemon_set, running.ready),
+            ("n2", false, true)
+        );
+        assert_eq!(running.trouble, None);
+    }
+
+    #[test]
+    fn a_container_that_cannot_start_is_a_failure_in_the_kubelets_words() {
+        for reason in [
+            "ImagePullBackOff",
+            "CreateContainerConfigError",
+            "ErrImageNeverPull",
+        ] {
+            let trouble = status(&format!(
+                "{{phase: Pending, containerStatuses: [{{name: agent, image: i, imageID: '', ready: false, restartCount: 0, state: {{waiting: {{reason: {reason}, message: the words}}}}}}]}}"
+            ));
+            let wanted = Trouble {
+                reason: reason.to_owned(),
+                message: "the words".to_owned(),
+                fatal: true,
+            };
+            assert_eq!(trouble, Some(wanted));
+        }
+    }
+
+    #[test]
+    fn a_crash_loop_is_one_failure_in_all_its_phases() {
+        let ended = "terminated: {exitCode: 3, reason: Error, message: \"last words\\n\"}";
+        let wanted = Trouble {
+            reason: "CrashLoopBackOff".to_owned(),
+            message: "exit code 3 (Error) last words".to_owned(),
+            fatal: true,
+        };
+        for states in [
+            format!("state: {{{ended}}}"),
+            format!(
+                "state: {{waiting: {{reason: CrashLoopBackOff, message: back-off}}}}, lastState: {{{ended}}}"
+            ),
+            format!("state: {{running: {{}}}}, lastState: {{{ended}}}"),
+        ] {
+            let trouble = status(&format!(
+                "{{phase: Running, containerStatuses: [{{name: agent, image: i, imageID: '', ready: false, restartCount: 4, {states}}}]}}"
+            ));
+            assert_eq!(trouble.as_ref(), Some(&wanted), "{states}");
+        }
+        let recovered = status(&format!(
+            "{{phase: Running, containerStatuses: [{{name: agent, image: i, imageID: '', ready: true, restartCount: 4, state: {{running: {{}}}}, lastState: {{{ended}}}}}]}}"
+        ));
+        assert_eq!(recovered, None);
+    }
+
+    #[test]
+    fn a_pod_that_only_waits_is_no_failure() {
+        let unscheduled = status(
+            "{phase: Pending, conditions: [{type: PodScheduled, status: 'False', reason: Unschedulable, message: too many pods}]}",
+        );
+        let wanted = Trouble {
+            reason: "Unschedulable".to_owned(),
+            message: "too many pods".to_owned(),
+            fatal: false,
+        };
+        assert_eq!(unscheduled, Some(wanted));
+        let creating = status(
+            "{phase: Pending, containerStatuses: [{name: agent, image: i, imageID: '', ready: false, restartCount: 0, state: {waiting: {reason: ContainerCreating}}}]}",
+        );
+        assert!(creating.is_some_and(|one| !one.fatal && one.reason == "ContainerCreating"));
+    }
+
+    #[test]
+    fn a_failed_pod_is_a_failure_whatever_its_containers_say() {
+        let trouble =
+            status("{phase: Failed, reason: Evicted, message: The node was low on memory}");
+        let wanted = Trouble {
+            reason: "Evicted".to_owned(),
+            message: "The node was low on memory".to_owned(),
+            fatal: true,
+        };
+        assert_eq!(trouble, Some(wanted));
+    }
+}

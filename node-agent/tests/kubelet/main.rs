@@ -1,0 +1,14 @@
+//! The agent against a kubelet that is not one: its two sockets are real, what it does is scripted.
+//! The numbers in the tests' comments are those of `kubelet-contract.md`, section 2.
+
+//mod allocate;
+//mod api;
+//mod devices;
+mod fake_kubelet;
+mod fake_pod_resources;
+//mod first_time;
+//mod process;
+mod registration;
+//mod restart;
+mod rig;
+//mod streams;

@@ -1,0 +1,242 @@
+//! One node for one test: directories, devices, a kubelet, agents.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crds::AgentConfig;
+use daemon::{Readiness, Stop};
+use node_agent::metrics::Metrics;
+use node_agent::settings::Settings;
+use node_agent::{Agent, ApiAccess, run};
+use node_agent_core::report::Identity;
+use prometheus_client::registry::Registry;
+use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+use crate::fake_kubelet::{DEADLINE, FakeKubelet, Model};
+use crate::fake_pod_resources::FakePodResources;
+
+/// The resource of most tests.
+pub const TTY: &str = "example.com/tty";
+
+/// A node.
+pub struct Rig {
+    /// Where everything is.
+    pub home: TempDir,
+    /// Its kubelet.
+    pub kubelet: FakeKubelet,
+    /// Its kubelet's other socket.
+    pub pod_resources: FakePodResources,
+    /// What agents are started with.
+    pub settings: Settings,
+    /// How agents reach the API server.
+    pub api: Option<ApiAccess>,
+}
+
+/// An agent that runs.
+pub struct Running {
+    stop: Stop,
+    /// Whether it says that it is ready.
+    pub readiness: Readiness,
+    registry: Registry,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Rig {
+    /// A node with a kubelet that runs.
+    pub fn new(model: Model) -> Self {
+        let mut rig = Self::without_kubelet(model);
+        rig.kubelet.start();
+        rig
+    }
+
+    /// A node with a kubelet that does not run.
+    pub fn without_kubelet(model: Model) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let at = |name: &str| {
+            let path = home.path().join(name);
+            fs::create_dir(&path).unwrap();
+            path
+        };
+        let mut settings = Settings {
+            plugin_dir: at("plugins"),
+            pod_resources_dir: at("pod-resources"),
+            host_dev_dir: at("dev"),
+            lock_dir: at("locks"),
+            state_dir: at("state"),
+            ..Settings::default()
+        };
+        let timing = &mut settings.timing;
+        // The kubelet of a test is always young, and nobody else is on the node.
+        timing.first_time.between_readings = Duration::from_millis(2);
+        timing.first_time.after_kubelet_start = Duration::from_millis(4);
+        timing.first_time.look_again = Duration::from_millis(10);
+        timing.after_allocate = Duration::from_millis(10);
+        Self {
+            kubelet: FakeKubelet::stopped(&settings.plugin_dir, model),
+            pod_resources: FakePodResources::start(&settings.pod_resources_dir),
+            settings,
+            home,
+            api: None,
+        }
+    }
+
+    /// Makes a character device that does nothing: one that needs no privileges to be made.
+    pub fn plug(&self, name: &str) -> PathBuf {
+        let path = self.settings.host_dev_dir.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        mknodat(
+            CWD,
+            &path,
+            FileType::CharacterDevice,
+            Mode::RUSR,
+            makedev(0, 0),
+        )
+        .unwrap();
+        path
+    }
+
+    /// Takes a device away.
+    pub fn unplug(&self, name: &str) {
+        fs::remove_file(self.settings.host_dev_dir.join(name)).unwrap();
+    }
+
+    /// Makes a link in `/dev`.
+    pub fn link(&self, name: &str, to: &str) {
+        let path = self.settings.host_dev_dir.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        symlink(to, path).unwrap();
+    }
+
+    /// Starts an agent that serves all `tty*` as [`TTY`].
+    pub fn start(&self) -> Running {
+        self.start_with(config(&[tty()]))
+    }
+
+    /// Starts an agent.
+    pub fn start_with(&self, config: AgentConfig) -> Running {
+        let (stop, readiness) = (Stop::default(), Readiness::new("starting"));
+        let (metrics, mut registry) = (Metrics::default(), Registry::default());
+        metrics.register(&mut registry, &config.revision);
+        let agent = Agent {
+            settings: self.settings.clone(),
+            identity: Identity {
+                revision: config.revision.clone(),
+                pod_uid: "pod-1".to_owned(),
+                agent_version: "test".to_owned(),
+                boot_id: "boot-1".to_owned(),
+            },
+            config,
+            node: "n1".to_owned(),
+            api: self.api.clone(),
+            metrics,
+            readiness: readiness.clone(),
+            logs: None,
+        };
+        let task = tokio::spawn(run(agent, stop.clone()));
+        Running {
+            stop,
+            readiness,
+            registry,
+            task,
+        }
+    }
+
+    /// Sockets in the plugin directory beside the kubelet's.
+    pub fn plugin_sockets(&self) -> Vec<String> {
+        names(&self.settings.plugin_dir)
+            .into_iter()
+            .filter(|name| name.ends_with(".sock") && name != "kubelet.sock")
+            .collect()
+    }
+}
+
+impl Running {
+    /// Stops it and returns how it ended.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        self.stop.request();
+        self.ended().await
+    }
+
+    /// Waits for its end.
+    pub async fn ended(self) -> anyhow::Result<()> {
+        tokio::time::timeout(DEADLINE, self.task)
+            .await
+            .unwrap()
+            .unwrap()
+    }
+
+    /// Whether it runs.
+    pub fn runs(&self) -> bool {
+        !self.task.is_finished()
+    }
+
+    /// The value of a metric with labels, such as `registered{resource="a"}`.
+    pub fn metric(&self, metric: &str) -> Option<f64> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        let line = format!("device_plugin_agent_{metric} ");
+        text.lines()
+            .find_map(|one| one.strip_prefix(&line))
+            .map(|value| value.parse().unwrap())
+    }
+
+    /// Waits until it says that it is ready.
+    pub async fn until_ready(&self) {
+        until("ready", || self.readiness.get().is_ok()).await;
+    }
+}
+
+/// Waits until something is true that nobody announces.
+pub async fn until(what: &str, is: impl Fn() -> bool) {
+    let mut turn = tokio::time::interval(Duration::from_millis(2));
+    let waited = async {
+        while !is() {
+            turn.tick().await;
+        }
+    };
+    assert!(
+        tokio::time::timeout(DEADLINE, waited).await.is_ok(),
+        "not within {DEADLINE:?}: {what}"
+    );
+}
+
+/// Names in a directory, sorted.
+pub fn names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).unwrap();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// A config of one revision.
+pub fn config(resources: &[Value]) -> AgentConfig {
+    serde_json::from_value(json!({
+        "config": "test",
+        "configUid": "uid-1",
+        "revision": "0123456789",
+        "resources": resources,
+    }))
+    .unwrap()
+}
+
+/// The resource [`TTY`].
+pub fn tty() -> Value {
+    paths(TTY, &["/dev/tty*"])
+}
+
+/// A resource found by paths.
+pub fn paths(name: &str, globs: &[&str]) -> Value {
+    json!({ "name": name, "discovery": { "paths": { "globs": globs } } })
+}
+
+/// A resource that is simulated.
+pub fn simulated(name: &str, count: i32) -> Value {
+    json!({ "name": name, "discovery": { "simulated": { "count": count } } })
+}
