@@ -12,7 +12,7 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Config};
 use node_agent_core::report::{self, Identity};
 use node_agent_core::seen::Seen;
-use node_agent_core::writing::{Decision, decision};
+use node_agent_core::writing::{Decision, Meter, decision};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
@@ -108,7 +108,7 @@ impl Reporter {
     ) {
         let mut seen = self.seen.clone();
         let start = Instant::now();
-        let mut last_write = None;
+        let mut meter = Meter::default();
         let mut failures = 0;
         loop {
             let there = present.borrow_and_update().object.clone();
@@ -118,7 +118,7 @@ impl Reporter {
             let decided = match (&there, &wanted) {
                 (Some(there), Some(wanted)) => {
                     let (now, gap) = (start.elapsed(), self.timing.between_reports);
-                    decision(Some(&there.status), wanted, last_write, now, gap)
+                    decision(Some(&there.status), wanted, meter, now, gap)
                 }
                 // The operator makes the object; it may still be on its way.
                 (None, _) | (_, None) => Decision::Nothing,
@@ -127,7 +127,7 @@ impl Reporter {
                 (Decision::Now, Some(wanted)) => match self.apply(&api, &wanted).await {
                     Ok(written) => {
                         failures = 0;
-                        last_write = Some(start.elapsed());
+                        meter = meter.after_write(start.elapsed(), self.timing.between_reports);
                         node_object::show(object, Some(written));
                     }
                     Err(error) => {
