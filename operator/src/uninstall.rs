@@ -47,15 +47,12 @@ pub async fn left(client: Client) -> anyhow::Result<Left> {
     }
 }
 
-/// Says on standard output and on standard error what is left and what to do: which of the two a
-/// hook shows depends on the tool.
+/// Says on standard error what is left and what to do.
 ///
 /// # Errors
 /// When nobody listens.
 pub fn refuse(names: &[String]) -> std::io::Result<()> {
-    let text = refusal(names);
-    writeln!(std::io::stdout(), "{text}")?;
-    writeln!(std::io::stderr(), "{text}")
+    writeln!(std::io::stderr(), "{}", refusal(names))
 }
 
 /// The message.

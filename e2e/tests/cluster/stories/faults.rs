@@ -116,7 +116,8 @@ pub fn lost_objects_are_made_again_as_they_were(scene: &Scene) -> Result<()> {
         .context("a stable revision")?;
     let name = crds::names::revision_object("fuse", &revision);
     let kinds = [
-        ("apis/apps/v1", "controllerrevisions", "/data"),
+        // Its template is read back from the DaemonSet, with the defaults that the API server adds.
+        ("apis/apps/v1", "controllerrevisions", "/data/agentConfig"),
         ("api/v1", "configmaps", "/data"),
         ("apis/apps/v1", "daemonsets", "/spec/template"),
     ];

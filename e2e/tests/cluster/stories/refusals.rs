@@ -172,7 +172,7 @@ pub fn configs_that_can_do_nothing_say_so(scene: &Scene) -> Result<()> {
     }))?;
     let message = scene.wait_for_condition("bad-glob", "Accepted", "False", "InvalidSpec")?;
     ensure!(
-        message.contains("spec.resources[0].discovery.paths.globs[1]")
+        message.contains("spec.resources[\"example.com/spoiled\"].discovery.paths.globs[1]")
             && message.contains("/dev/[a"),
         "{message}"
     );

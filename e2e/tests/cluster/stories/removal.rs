@@ -115,6 +115,18 @@ pub fn tear_down() -> Result<()> {
             left.push(format!("link {name}"));
         }
     }
+    for controller in std::fs::read_dir("/sys/fs/cgroup")?.flatten() {
+        let groups = std::fs::read_dir(controller.path())
+            .into_iter()
+            .flatten()
+            .flatten();
+        left.extend(
+            groups
+                .map(|group| group.path())
+                .filter(|group| group.to_string_lossy().contains("/dpo-"))
+                .map(|group| format!("cgroup {}", group.display())),
+        );
+    }
     for process in std::fs::read_dir("/proc")?.flatten() {
         let command = std::fs::read_to_string(process.path().join("cmdline")).unwrap_or_default();
         if command.contains("/dpo-cluster/") {
