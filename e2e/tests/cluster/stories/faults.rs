@@ -7,7 +7,7 @@ use e2e::product::NAMESPACE;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 
-use crate::api::{holds_for, wait_until};
+use crate::api::{holds_for, measured, wait_until};
 use crate::audit;
 use crate::on_node::{allocatable_devices, kill_in_pod};
 use crate::scene::{PATIENCE, Scene, container_ids};
@@ -33,6 +33,10 @@ pub fn restarted_kubelet_has_its_devices_back(scene: &Scene) -> Result<()> {
             },
         )?;
         let took = ready.elapsed();
+        measured(
+            &format!("{name}: device back after the kubelet's /healthz"),
+            took,
+        );
         ensure!(
             took <= BACK_AFTER_KUBELET,
             "the device of {name} was back only after {took:?}"

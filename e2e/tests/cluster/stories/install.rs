@@ -1,12 +1,12 @@
 //! From `helm install` to a container that opens its device.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use e2e::product::{self, NAMESPACE};
 use serde_json::Value;
 
-use crate::api::{path, wait_until};
+use crate::api::{measured, path, wait_until};
 use crate::audit;
 use crate::scene::{PATIENCE, Scene};
 
@@ -54,6 +54,7 @@ pub fn operator_without_its_crds_says_so_and_recovers(scene: &Scene) -> Result<(
 pub fn applied_config_puts_a_device_into_a_pod(scene: &Scene) -> Result<()> {
     let example = product::checkout().join("examples/fuse.yaml");
     let example = example.to_str().context("a path in UTF-8")?;
+    let begun = Instant::now();
     scene.cluster.kubectl(&["apply", "-f", example])?;
     scene
         .cluster
@@ -74,7 +75,10 @@ pub fn applied_config_puts_a_device_into_a_pod(scene: &Scene) -> Result<()> {
             },
         )?;
     }
-    // A pod that asks for nothing has no device.
+    measured(
+        "apply of the config → a pod on each node has opened its device",
+        begun.elapsed(),
+    );
     wait_until("allocated devices on the object", PATIENCE, || {
         let devices = scene.config("fuse")?.status.unwrap_or_default().devices;
         Ok(((devices.total, devices.healthy, devices.allocated) == (2, 2, 2)).then_some(()))

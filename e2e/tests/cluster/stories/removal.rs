@@ -70,26 +70,24 @@ pub fn uninstalled_chart_leaves_only_the_crds(scene: &Scene) -> Result<()> {
     scene
         .cluster
         .helm(&["uninstall", RELEASE, "--namespace", NAMESPACE, "--wait"])?;
-    let left = scene.cluster.kubectl(&[
-        "get",
-        "all,configmaps,serviceaccounts,roles,rolebindings",
-        "-n",
-        NAMESPACE,
-        "-o",
-        "name",
-    ])?;
-    let ours: Vec<&str> = left
-        .lines()
-        .filter(|name| name.contains("device-plugin"))
-        .collect();
-    ensure!(ours.is_empty(), "left in the namespace: {ours:?}");
-    let cluster_wide =
-        scene
+    // Helm does not wait for pods that their Deployment's end deletes.
+    wait_until("the end of everything in the namespace", PATIENCE, || {
+        let kinds = "all,configmaps,serviceaccounts,roles,rolebindings";
+        let left = scene
             .cluster
-            .kubectl(&["get", "clusterroles,clusterrolebindings", "-o", "name"])?;
+            .kubectl(&["get", kinds, "-n", NAMESPACE, "-o", "name"])?;
+        let ours: Vec<&str> = left
+            .lines()
+            .filter(|name| name.contains("device-plugin"))
+            .collect();
+        ensure!(ours.is_empty(), "left in the namespace: {ours:?}");
+        Ok(Some(()))
+    })?;
+    let kinds = "clusterroles,clusterrolebindings,roles,rolebindings";
+    let everywhere = scene.cluster.kubectl(&["get", kinds, "-A", "-o", "name"])?;
     ensure!(
-        !cluster_wide.contains("device-plugin"),
-        "left in the cluster: {cluster_wide}"
+        !everywhere.contains("device-plugin"),
+        "left in the cluster: {everywhere}"
     );
     let definitions = scene.cluster.kubectl(&["get", "crds", "-o", "name"])?;
     ensure!(
