@@ -84,6 +84,10 @@ pub const ALL: &[(&str, Story)] = &[
         refusals::foreign_plugin_keeps_its_resource,
     ),
     (
+        "second_config_of_a_resource_waits_and_says_so",
+        refusals::second_config_of_a_resource_waits_and_says_so,
+    ),
+    (
         "changed_config_waits_and_touches_no_node",
         change::changed_config_waits_and_touches_no_node,
     ),

@@ -240,3 +240,23 @@ fn foreign_plugin_is_left_alone(scene: &Scene, node: &str, resource: &str) -> Re
         Ok(())
     })
 }
+
+pub fn second_config_of_a_resource_waits_and_says_so(scene: &Scene) -> Result<()> {
+    let manifest = config("rival", |c| {
+        c["spec"]["resources"][0] = json!({
+            "name": "example.com/fuse", "discovery": {"simulated": {"count": 5}},
+        });
+    });
+    scene.apply(&manifest)?;
+    let message = scene.wait_for_condition("rival", "Degraded", "True", "ForeignPlugin")?;
+    ensure!(message.contains("example.com/fuse"), "{message}");
+    holds_for("the first config's device", Duration::from_secs(3), || {
+        for node in ["n1", "n2"] {
+            let seen = scene.api.allocatable(node, "example.com/fuse")?;
+            ensure!(seen == Some(1), "allocatable on {node} is {seen:?}");
+        }
+        Ok(())
+    })?;
+    scene.wait_for_condition("fuse", "Ready", "True", "Complete")?;
+    scene.delete_config("rival")
+}
