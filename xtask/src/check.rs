@@ -4,8 +4,7 @@ use std::process::Command;
 
 use anyhow::ensure;
 
-use crate::steps::note;
-use crate::suite::Step;
+use crate::steps::{Step, note};
 use crate::tools;
 use crate::workspace::{cargo, output, root, run};
 use crate::{chart, generate};

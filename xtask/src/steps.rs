@@ -10,6 +10,9 @@ use std::time::Instant;
 
 use anyhow::Context;
 
+/// A step: what it is called, and what it does.
+pub type Step = (&'static str, fn() -> anyhow::Result<()>);
+
 /// Numbered steps.
 pub struct Steps {
     total: usize,

@@ -6,7 +6,7 @@ use anyhow::ensure;
 use clap::ValueEnum;
 
 use crate::check;
-use crate::steps::{Steps, note};
+use crate::steps::{Step, Steps, note};
 use crate::workspace::{cache, cargo, run as run_program};
 
 /// Parts of the suite.
@@ -19,9 +19,6 @@ pub enum Part {
     /// Tests on a real local cluster; needs root, and replaces a local cluster that is running.
     Cluster,
 }
-
-/// A numbered step: what it is called, and what it does.
-pub type Step = (&'static str, fn() -> anyhow::Result<()>);
 
 const UNIT: &[Step] = &[("tests of units and shells", unit)];
 
