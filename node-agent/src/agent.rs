@@ -83,73 +83,27 @@ pub async fn run(agent: Agent, stop: Stop) -> Result<()> {
         readiness,
         logs,
     } = agent;
-    let names: BTreeSet<String> = config.resources.iter().map(|r| r.name.clone()).collect();
-    let board = Board::new(names.iter().cloned());
-    let timing = settings.timing.clone();
     let mut tasks = Tasks {
         set: JoinSet::new(),
         stop: stop.clone(),
     };
-
-    let events = opened_events(&settings, &mut tasks);
-    let (view, view_seen) = watch::channel(View::default());
-    plugin_directory::look(&settings.plugin_dir, &view, &board);
-    let watched = plugin_directory::watch(
-        settings.plugin_dir.clone(),
-        events.subscribe(plugin_directory::is_interesting),
-        timing.socket_poll,
-        view,
-        board.clone(),
-        stop.clone(),
-    );
-    tasks.spawn("plugin directory", async {
-        watched.await.map_err(anyhow::Error::from)
-    });
-
-    let pod_resources = PodResources::new(&settings.pod_resources_dir, timing.pod_resources_call);
-    let (held, held_seen) = watch::channel(Held::None);
-    let allocated = Arc::new(Notify::new());
-    let asked = pod_resources.clone();
-    let polled = allocations::poll(
-        asked,
-        names,
-        held,
-        allocated.clone(),
-        timing.clone(),
-        stop.clone(),
-    );
-    tasks.spawn("allocations", without_error(polled));
-
-    let observed = observer::observe(board.subscribe(), metrics.clone(), readiness, stop.clone());
+    let timing = settings.timing.clone();
+    let common = Common::new(settings, &config, metrics.clone(), &mut tasks);
+    let seen = || common.board.subscribe();
+    let observed = observer::observe(seen(), metrics, readiness, stop.clone());
     tasks.spawn("observer", without_error(observed));
     if let Some(access) = api {
         let object = crds::names::node_object(&config.config, &node);
-        let seen = board.subscribe();
         let reporter = Reporter {
             access,
             object,
             identity,
-            seen,
+            seen: seen(),
             logs,
             timing,
         };
         tasks.spawn("reporter", without_error(reporter.keep(stop.clone())));
     }
-
-    let state = Arc::new(StateFile::open(&settings.state_dir, &config));
-    let host_dev = HostDev::new(settings.host_dev_dir.clone());
-    let common = Common {
-        settings,
-        host_dev,
-        events,
-        view: view_seen,
-        held: held_seen,
-        allocated,
-        pod_resources,
-        state,
-        board,
-        metrics,
-    };
     for resource in config.resources {
         common.start(&resource, &mut tasks, &stop);
     }
@@ -157,6 +111,52 @@ pub async fn run(agent: Agent, stop: Stop) -> Result<()> {
 }
 
 impl Common {
+    /// Starts what all resources share.
+    fn new(settings: Settings, config: &AgentConfig, metrics: Metrics, tasks: &mut Tasks) -> Self {
+        let stop = tasks.stop.clone();
+        let timing = &settings.timing;
+        let names: BTreeSet<String> = config.resources.iter().map(|r| r.name.clone()).collect();
+        let board = Board::new(names.iter().cloned());
+        let events = opened_events(&settings, tasks);
+
+        let (looks, view) = watch::channel(View::default());
+        plugin_directory::look(&settings.plugin_dir, &looks, &board);
+        let watched = plugin_directory::watch(
+            settings.plugin_dir.clone(),
+            events.subscribe(plugin_directory::is_interesting),
+            timing.socket_poll,
+            looks,
+            board.clone(),
+            stop.clone(),
+        );
+        tasks.spawn("plugin directory", async {
+            watched.await.map_err(anyhow::Error::from)
+        });
+
+        let pod_resources =
+            PodResources::new(&settings.pod_resources_dir, timing.pod_resources_call);
+        let (reads, held) = watch::channel(Held::None);
+        let allocated = Arc::new(Notify::new());
+        let (asked, soon) = (pod_resources.clone(), allocated.clone());
+        let polled = allocations::poll(asked, names, reads, soon, timing.clone(), stop);
+        tasks.spawn("allocations", without_error(polled));
+
+        let state = Arc::new(StateFile::open(&settings.state_dir, config));
+        let host_dev = HostDev::new(settings.host_dev_dir.clone());
+        Self {
+            settings,
+            host_dev,
+            events,
+            view,
+            held,
+            allocated,
+            pod_resources,
+            state,
+            board,
+            metrics,
+        }
+    }
+
     /// Starts to look for the devices of a resource, and to register it.
     fn start(&self, resource: &Resource, tasks: &mut Tasks, stop: &Stop) {
         let timing = &self.settings.timing;

@@ -13,6 +13,7 @@ use tokio::sync::{Notify, watch};
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use crate::error_chain::chained;
 use crate::random::jitter;
 use crate::settings::Timing;
 
@@ -174,7 +175,7 @@ pub async fn poll(
                 failures += 1;
                 // The kubelet is away for a while at each of its restarts.
                 if failures == 3 {
-                    let error = format!("{:#}", anyhow::Error::from(error));
+                    let error = chained(&error);
                     tracing::warn!(error, "failed to read who holds devices: trying again");
                     timing.allocations_retry.wait(failures, jitter())
                 } else {

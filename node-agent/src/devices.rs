@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::allocations::Held;
 use crate::board::Board;
+use crate::error_chain::chained;
 use crate::file_events::Subscription;
 use crate::host_dev::{HostDev, Look};
 
@@ -62,7 +63,7 @@ impl Devices {
         } = shared;
         let (rule, error) = match Rule::new(resource) {
             Ok(rule) => (Some(rule), String::new()),
-            Err(error) => (None, format!("{:#}", anyhow::Error::from(error))),
+            Err(error) => (None, chained(&error)),
         };
         if !error.is_empty() {
             tracing::error!(resource = resource.name, error, "no device can be found");

@@ -65,16 +65,30 @@ impl HostDev {
             }
             look.directories.insert(place);
         }
-        for candidate in &look.candidates {
-            // A link's device may come and go in another directory than the link.
-            if let Target::Device { path, .. } = &candidate.target
-                && let Some(parent) = self.place(path).parent()
-                && look.directories.insert(parent.to_owned())
-            {
-                entering(parent);
-            }
-        }
+        self.enter_targets(&mut look, entering);
         look
+    }
+
+    /// A link's device may come and go in another directory than the link.
+    fn enter_targets(&self, look: &mut Look, entering: impl Fn(&Path)) {
+        let parent = |candidate: &Candidate| match &candidate.target {
+            Target::Device { path, .. } => self.place(path).parent().map(Path::to_owned),
+            Target::Other(_) | Target::Outside(_) | Target::Unreadable(_) => None,
+        };
+        let parents: BTreeSet<PathBuf> = look.candidates.iter().filter_map(parent).collect();
+        let entered: BTreeSet<PathBuf> = parents.difference(&look.directories).cloned().collect();
+        for directory in &entered {
+            entering(directory);
+        }
+        // What happened in a directory before it was watched is told by nobody: look once more.
+        look.candidates.retain_mut(|candidate| {
+            if parent(candidate).is_none_or(|parent| !entered.contains(&parent)) {
+                return true;
+            }
+            let target = self.target(&candidate.path);
+            target.map(|target| candidate.target = target).is_some()
+        });
+        look.directories.extend(entered);
     }
 
     /// What a path of the host leads to; nothing if there is nothing.
@@ -212,5 +226,67 @@ fn target(names: &[String], metadata: &Metadata) -> Target {
         Target::Other("a pipe")
     } else {
         Target::Other("a regular file")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_those_of_the_node_behind_the_link() {
+        let dev = HostDev::new(PathBuf::from("/dev"));
+        let null = dev.target("/dev/null");
+        let path = "/dev/null".to_owned();
+        let kind = Kind::Character;
+        assert_eq!(
+            null,
+            Some(Target::Device {
+                path,
+                kind,
+                major: 1,
+                minor: 3
+            })
+        );
+        assert_eq!(dev.target("/dev/no-such-device"), None);
+        assert_eq!(
+            dev.target("/etc/passwd"),
+            Some(Target::Outside("/etc/passwd".to_owned()))
+        );
+    }
+
+    #[test]
+    fn links_never_lead_out() {
+        let home = tempfile::tempdir().unwrap();
+        let root = home.path().join("dev");
+        fs::create_dir_all(root.join("deep/er")).unwrap();
+        fs::write(root.join("file"), "x").unwrap();
+        fs::write(home.path().join("secret"), "x").unwrap();
+        let dev = HostDev::new(root.clone());
+        let check = |to: &str, expected: Option<Target>| {
+            let link = root.join("deep/link");
+            std::os::unix::fs::symlink(to, &link).unwrap();
+            assert_eq!(dev.target("/dev/deep/link"), expected, "{to:?}");
+            fs::remove_file(link).unwrap();
+        };
+        let file = || Some(Target::Other("a regular file"));
+        let outside = |place: &str| Some(Target::Outside(place.to_owned()));
+        check("../file", file());
+        check("/dev/file", file());
+        check("/dev/deep/er/../../file", file());
+        check("er/..", Some(Target::Other("a directory")));
+        check("../../secret", outside("/dev/deep/link (above /dev)"));
+        check("/dev/../secret", outside("/dev/deep/link (above /dev)"));
+        check(
+            "/dev/deep/../../secret",
+            outside("/dev/deep/link (above /dev)"),
+        );
+        check("/secret", outside("/secret"));
+        check("/devil/file", outside("/devil/file"));
+        check("../nothing", None);
+        check(
+            "link",
+            Some(Target::Unreadable("too many levels of links".to_owned())),
+        );
     }
 }

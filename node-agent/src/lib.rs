@@ -4,7 +4,9 @@
 mod agent;
 mod allocations;
 mod board;
+mod claim;
 mod devices;
+mod error_chain;
 mod file_events;
 mod host_dev;
 mod lock;

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tonic::transport::Server;
 
+use crate::error_chain::chained;
 use crate::plugin_directory::FileIdentity;
 use crate::plugin_service::{Answers, PluginService, StreamEvent};
 use crate::random;
@@ -65,7 +66,7 @@ impl PluginServer {
             .serve_with_incoming_shutdown(connections(listener), until_true(closed));
         let task = tokio::spawn(async move {
             if let Err(error) = served.await {
-                let error = format!("{:#}", anyhow::Error::from(error));
+                let error = chained(&error);
                 tracing::error!(error, "a plugin server ended");
             }
         });

@@ -43,10 +43,18 @@ pub async fn register(
             options: Some(options()),
         };
         let answer = RegistrationClient::new(channel).register(request).await;
-        answer.map_err(|status| RegisterError::Refuse(status.message().to_owned()))?;
+        answer.map_err(|status| RegisterError::Refuse(told(&status)))?;
         Ok(())
     };
     tokio::time::timeout(limit, call)
         .await
         .map_err(|_| RegisterError::WaitForAnswer(limit))?
+}
+
+/// What the kubelet said. Where the connection broke there is only a code.
+fn told(status: &tonic::Status) -> String {
+    match status.message() {
+        "" => status.code().to_string(),
+        message => message.to_owned(),
+    }
 }

@@ -1,22 +1,22 @@
-//! Registers one resource at the kubelet and keeps it registered: does what `registration` and
-//! `first_time` of the core say.
+//! Registers one resource at the kubelet and keeps it registered: does what `registration` of the core
+//! says.
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use daemon::Stop;
 use futures::future::{Fuse, FusedFuture, FutureExt};
 use jiff::Timestamp;
-use node_agent_core::first_time::{Answer, Evidence, Reading, answer};
 use node_agent_core::identity::socket_prefix;
 use node_agent_core::registration::{Effect, Event, Phase, Registration};
 use node_agent_core::seen::Standing;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 use crate::allocations::PodResources;
 use crate::board::Board;
+use crate::claim::Claim;
+use crate::error_chain::chained;
 use crate::lock::ResourceLock;
 use crate::metrics::{Metrics, RegistrationResult};
 use crate::plugin_directory::{self, FileIdentity, KUBELET_SOCKET, View};
@@ -68,7 +68,7 @@ struct Loop<'a> {
 
 impl Registrar {
     /// Serves the resource until a stop is asked for; then nothing of it is left behind.
-    pub async fn keep(mut self, stop: Stop) {
+    pub async fn keep(self, stop: Stop) {
         let lock = tokio::select! {
             () = stop.requested() => return,
             lock = self.claim() => lock,
@@ -87,110 +87,19 @@ impl Registrar {
         &self.answers.resource
     }
 
-    /// Posts a standing; tells whether it is another one than before.
-    fn standing(&self, standing: Standing) -> bool {
-        self.board.standing(self.resource(), standing)
-    }
-
     /// Waits for the right to register, and takes it.
-    async fn claim(&mut self) -> ResourceLock {
-        let patience = self.timing.first_time;
-        let served_before = self.state.has_served(self.resource());
-        let start = Instant::now();
-        let mut lock = None;
-        let mut readings: Vec<Reading> = Vec::new();
-        let mut kubelet = None;
-        let mut socket_age = Duration::ZERO;
-        loop {
-            if lock.is_none() {
-                lock = match ResourceLock::try_take(&self.lock_dir, self.resource()) {
-                    Ok(lock) => lock,
-                    Err(error) => {
-                        let told = format!("failed to lock {:?}: {error}", self.resource());
-                        tracing::error!(told, directory = ?self.lock_dir, "no resource can be served");
-                        self.standing(Standing::Refused(told));
-                        sleep(patience.look_again).await;
-                        continue;
-                    }
-                };
-            }
-            let evidence = Evidence {
-                resource: self.resource(),
-                served_before,
-                lock_is_ours: lock.is_some(),
-                socket_age,
-                readings: &readings,
-                now: start.elapsed(),
-            };
-            match answer(&evidence, &patience) {
-                Answer::Register => match lock.take() {
-                    Some(lock) => return lock,
-                    // Cannot be: whoever may register has the lock.
-                    None => sleep(patience.lock_poll).await,
-                },
-                Answer::TryLock(wait) => {
-                    self.standing(Standing::AwaitingLock);
-                    sleep(wait).await;
-                }
-                Answer::Read(wait) => {
-                    sleep(wait).await;
-                    let there = self.present_kubelet().await;
-                    if kubelet != Some(there) {
-                        (kubelet, socket_age) = (Some(there), self.socket_age());
-                        readings.clear();
-                    }
-                    let devices = self.pod_resources.count(self.resource()).await;
-                    let devices = devices.map_err(|e| format!("{:#}", anyhow::Error::from(e)));
-                    readings.push(Reading {
-                        at: start.elapsed(),
-                        devices,
-                    });
-                }
-                Answer::Foreign(told, wait) => {
-                    // Whoever serves the resource may be about to take the lock.
-                    drop(lock.take());
-                    self.waits(Standing::Foreign(told));
-                    readings.clear();
-                    sleep(wait).await;
-                }
-                Answer::Unreadable(told, wait) => {
-                    self.waits(Standing::Unreadable(told));
-                    readings.clear();
-                    sleep(wait).await;
-                }
-            }
-        }
-    }
-
-    /// Posts why nothing is registered, and says so once.
-    fn waits(&self, standing: Standing) {
-        if self.standing(standing.clone()) {
-            let told = standing.message();
-            tracing::warn!(resource = self.resource(), told, "not registering yet");
-        }
-    }
-
-    /// The kubelet's socket, waited for.
-    async fn present_kubelet(&mut self) -> FileIdentity {
-        loop {
-            if let Some(kubelet) = self.view.borrow_and_update().kubelet {
-                return kubelet;
-            }
-            self.standing(Standing::AwaitingKubelet);
-            if self.view.changed().await.is_err() {
-                // The process is ending.
-                std::future::pending::<()>().await;
-            }
-        }
-    }
-
-    /// How long ago the kubelet made its socket. A clock that was set back makes it young.
-    fn socket_age(&self) -> Duration {
-        let metadata = std::fs::symlink_metadata(self.plugin_dir.join(KUBELET_SOCKET));
-        let made = metadata.and_then(|metadata| metadata.modified());
-        made.ok()
-            .and_then(|made| SystemTime::now().duration_since(made).ok())
-            .unwrap_or_default()
+    async fn claim(&self) -> ResourceLock {
+        let claim = Claim {
+            resource: self.resource(),
+            served_before: self.state.has_served(self.resource()),
+            lock_dir: &self.lock_dir,
+            kubelet_socket: self.plugin_dir.join(KUBELET_SOCKET),
+            view: self.view.clone(),
+            pod_resources: &self.pod_resources,
+            board: &self.board,
+            patience: self.timing.first_time,
+        };
+        claim.granted().await
     }
 
     /// Registers and registers again until a stop is asked for.
@@ -342,10 +251,7 @@ impl Loop<'_> {
             }
             Err(error @ RegisterError::Connect(_)) => {
                 metrics.registration(resource, RegistrationResult::Unreachable);
-                self.trouble(Standing::Unreachable(format!(
-                    "{:#}",
-                    anyhow::Error::from(error)
-                )));
+                self.trouble(Standing::Unreachable(chained(&error)));
                 Event::Unreachable
             }
             Err(error @ (RegisterError::Refuse(_) | RegisterError::WaitForAnswer(_))) => {

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use crate::agent::ApiAccess;
+use crate::error_chain::chained;
 use crate::node_object::{self, ObjectSeen, Present};
 use crate::random::jitter;
 use crate::settings::Timing;
@@ -67,7 +68,7 @@ impl Reporter {
                 Ok(client) => return client,
                 Err(error) => {
                     failures += 1;
-                    let error = format!("{error:#}");
+                    let error = chained(error.as_ref());
                     tracing::warn!(
                         error,
                         "no access to the API server: serving without reports"
@@ -90,7 +91,7 @@ impl Reporter {
             } else {
                 failures + 1
             };
-            let error = format!("{error:#}");
+            let error = chained(error.as_ref());
             tracing::warn!(
                 object = self.object,
                 error,
@@ -132,7 +133,7 @@ impl Reporter {
                     }
                     Err(error) => {
                         failures += 1;
-                        let error = format!("{error:#}");
+                        let error = chained(error.as_ref());
                         tracing::warn!(object = self.object, error, "failed to write the report");
                         sleep(self.timing.api_retry.wait(failures, jitter())).await;
                     }
@@ -196,7 +197,7 @@ impl Reporter {
                 match logs.set_level(wanted.as_str()) {
                     Ok(()) => tracing::debug!(level = wanted.as_str(), "log level set"),
                     Err(error) => {
-                        let error = format!("{:#}", anyhow::Error::from(error));
+                        let error = chained(&error);
                         tracing::warn!(error, "failed to set the log level");
                     }
                 }

@@ -10,6 +10,8 @@ use std::sync::{Mutex, PoisonError};
 use crds::AgentConfig;
 use serde::{Deserialize, Serialize};
 
+use crate::error_chain::chained;
+
 /// The file of one config.
 #[derive(Debug)]
 pub struct StateFile {
@@ -40,7 +42,7 @@ impl StateFile {
             }
             Ok(_) => BTreeSet::new(),
             Err(error) => {
-                let error = format!("{error:#}");
+                let error = chained(error.as_ref());
                 tracing::warn!(
                     ?path,
                     error,

@@ -140,6 +140,9 @@ where
         params.label_selector.clone_from(&self.labels);
         let stream = match call(self.api.watch(&params, version)).await {
             Ok(stream) => stream,
+            Err(error) if error.status().is_some_and(|status| status.code == GONE) => {
+                return End::Relist(None);
+            }
             Err(error) if error.status().is_some() => return End::Relist(Some(health(&error))),
             Err(error) => return End::Resume(Some(health(&error))),
         };

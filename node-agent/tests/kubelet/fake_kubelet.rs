@@ -220,11 +220,6 @@ impl FakeKubelet {
         self.shared.knowledge.borrow().clone()
     }
 
-    /// What it knows, now and later.
-    pub fn subscribe(&self) -> watch::Receiver<Knowledge> {
-        self.shared.knowledge.subscribe()
-    }
-
     /// Waits until something is known.
     pub async fn until(&self, what: &str, is: impl Fn(&Knowledge) -> bool) -> Knowledge {
         let mut knowledge = self.shared.knowledge.subscribe();

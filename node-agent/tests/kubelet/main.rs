@@ -1,14 +1,22 @@
 //! The agent against a kubelet that is not one: its two sockets are real, what it does is scripted.
 //! The numbers in the tests' comments are those of `kubelet-contract.md`, section 2.
 
-//mod allocate;
-//mod api;
-//mod devices;
+#![expect(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that meets the unexpected fails"
+)]
+
+mod allocate;
+mod api;
+mod devices;
+mod fake_api;
 mod fake_kubelet;
 mod fake_pod_resources;
-//mod first_time;
-//mod process;
+mod first_time;
+mod process;
 mod registration;
-//mod restart;
+mod restart;
 mod rig;
-//mod streams;
+mod streams;

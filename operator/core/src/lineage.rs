@@ -85,44 +85,37 @@ pub fn stable<'a>(
     if let Some(known) = known {
         return Stable::Stands(known);
     }
-    let sets: Vec<_> = seen
+    let mut sets: Vec<_> = seen
         .daemon_sets
         .values()
         .filter(|one| one.owner_uid == uid && one.config == name && !one.deleting)
         .collect();
-    let of_set = |revision: &str| sets.iter().find(|one| one.revision == revision);
-    let by_most = |set: &&&std::sync::Arc<SeenDaemonSet>| {
-        carried
-            .get(set.revision.as_str())
-            .copied()
-            .unwrap_or_default()
+    let by_most = |set: &&std::sync::Arc<SeenDaemonSet>| {
+        let carriers = carried.get(set.revision.as_str());
+        std::cmp::Reverse(carriers.copied().unwrap_or_default())
     };
+    sets.sort_by_key(by_most);
+    let named_set = sets.iter().find(|set| Some(set.revision.as_str()) == named);
+    // What runs beats what is only named: a status can be edited by hand.
+    for set in named_set.into_iter().chain(&sets) {
+        if let Some(content) = rebuilt(seen, name, uid, set) {
+            return Stable::Rebuild {
+                revision: set.revision.clone(),
+                content: Box::new(content),
+            };
+        }
+    }
     let mut actives: BTreeMap<&str, usize> = BTreeMap::new();
     for object in objects {
         *actives.entry(object.spec.active.as_str()).or_default() += 1;
     }
     let revision = named
+        .or_else(|| sets.first().map(|set| set.revision.as_str()))
         .or_else(|| {
-            sets.iter()
-                .max_by_key(by_most)
-                .map(|set| set.revision.as_str())
-        })
-        .or_else(|| {
-            actives
-                .iter()
-                .max_by_key(|(_, count)| **count)
-                .map(|(one, _)| *one)
+            let most = actives.iter().max_by_key(|(_, count)| **count);
+            most.map(|(revision, _)| *revision)
         });
-    let Some(revision) = revision else {
-        return Stable::None;
-    };
-    match of_set(revision).and_then(|set| rebuilt(seen, name, uid, set)) {
-        Some(content) => Stable::Rebuild {
-            revision: revision.to_owned(),
-            content: Box::new(content),
-        },
-        None => Stable::Lost(revision.to_owned()),
-    }
+    revision.map_or(Stable::None, |one| Stable::Lost(one.to_owned()))
 }
 
 fn is_usable(revision: &SeenRevision) -> bool {

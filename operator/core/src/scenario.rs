@@ -127,7 +127,7 @@ impl World {
     pub fn delete_config(&mut self, name: &str) {
         let now = Time(self.seen.now);
         self.change_config(name, |config| {
-            config.metadata.deletion_timestamp = Some(now)
+            config.metadata.deletion_timestamp = Some(now);
         });
         let mut finalizers = self.config(name).metadata.finalizers.iter().flatten();
         if finalizers.next().is_none() {
@@ -274,7 +274,7 @@ impl World {
             Write::SetFinalizers { on, finalizers } => {
                 let finalizers = finalizers.clone();
                 self.change_config(&on.name, |config| {
-                    config.metadata.finalizers = Some(finalizers)
+                    config.metadata.finalizers = Some(finalizers);
                 });
                 let metadata = &self.config(&on.name).metadata;
                 if metadata.deletion_timestamp.is_some() && metadata.finalizers == Some(Vec::new())

@@ -49,7 +49,7 @@ fn a_change_that_is_taken_back_ends_the_wait() {
     world.settle();
     for name in ["example.com/other", "example.com/fuse"] {
         world.change_config("fuse", |config| {
-            config.spec.resources[0].name = name.to_owned()
+            config.spec.resources[0].name = name.to_owned();
         });
         world.settle();
     }
@@ -62,7 +62,7 @@ fn nodes_that_join_during_the_wait_run_the_stable_revision() {
     world.settle();
     let stable = world.revision("fuse");
     world.change_config("fuse", |config| {
-        config.spec.resources[0].name = "example.com/other".to_owned()
+        config.spec.resources[0].name = "example.com/other".to_owned();
     });
     world.settle();
     world.add_node("n2", &[("kubernetes.io/os", "linux")]);
@@ -117,6 +117,9 @@ fn an_operator_with_another_default_image_changes_no_agent() {
 fn an_image_in_the_spec_is_a_change_and_no_update_is_offered() {
     let mut world = World::with_fuse(&["n1"]);
     world.settle();
+    let mut settings = (*world.seen.settings).clone();
+    settings.agent_image = "registry.example.com/agent:2".to_owned();
+    world.seen.settings = std::sync::Arc::new(settings);
     world.change_config("fuse", |config| {
         let image = Some("registry.example.com/agent:3".to_owned());
         config.spec.agent = Some(AgentSettings {

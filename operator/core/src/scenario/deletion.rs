@@ -68,6 +68,20 @@ fn deletion_waits_neither_for_nodes_nobody_reaches_nor_for_ever() {
 }
 
 #[test]
+fn objects_of_nodes_that_are_gone_go_too() {
+    let mut world = World::with_fuse(&["n1", "n2"]);
+    world.settle();
+    world.seen.nodes.remove("n2");
+    world.delete_config("fuse");
+    let story = world.settle();
+    assert!(
+        story.contains(&"delete DevicePluginNode fuse.n2".to_owned()),
+        "{story:?}"
+    );
+    assert!(world.seen.node_objects.is_empty());
+}
+
+#[test]
 fn deletion_goes_on_without_the_other_kinds() {
     let mut world = World::with_fuse(&["n1"]);
     world.add_config("other", super::FUSE);

@@ -153,6 +153,26 @@ fn a_lost_revision_is_made_again_from_its_objects_whatever_the_spec_says_now() {
 }
 
 #[test]
+fn a_status_that_names_garbage_is_not_believed() {
+    let mut world = World::with_fuse(&["n1"]);
+    world.settle();
+    let revision = world.revision("fuse");
+    for lost in [false, true] {
+        if lost {
+            world.seen.revisions.clear();
+        }
+        world.change_config("fuse", |config| {
+            config.status.get_or_insert_default().stable_revision = Some("garbage".to_owned());
+        });
+        world.settle();
+        let status = world.config("fuse").status.clone().unwrap();
+        assert_eq!(status.stable_revision.as_ref(), Some(&revision));
+        assert_eq!(world.revision("fuse"), revision);
+        assert_eq!(world.counts("fuse"), [1, 1, 0, 1, 0, 0, 0]);
+    }
+}
+
+#[test]
 fn everything_lost_with_a_changed_spec_is_no_first_installation() {
     let mut world = World::with_fuse(&["n1"]);
     world.settle();
@@ -183,7 +203,7 @@ fn labels_that_an_earlier_config_left_are_no_revision() {
     let mut world = World::with_fuse(&["n1"]);
     let label = crds::names::node_revision_label("fuse");
     world.change_node("n1", |node| {
-        drop(node.labels.insert(label.clone(), "0123456789".to_owned()))
+        drop(node.labels.insert(label.clone(), "0123456789".to_owned()));
     });
     world.settle();
     assert_eq!(
@@ -200,7 +220,7 @@ fn labels_of_configs_that_are_gone_are_removed() {
     for name in ["gone", "unreadable"] {
         let label = crds::names::node_revision_label(name);
         world.change_node("n1", |node| {
-            drop(node.labels.insert(label, "0123456789".to_owned()))
+            drop(node.labels.insert(label, "0123456789".to_owned()));
         });
     }
     world
@@ -211,6 +231,54 @@ fn labels_of_configs_that_are_gone_are_removed() {
     assert!(!world.seen.nodes["n1"].labels.contains_key(&label));
     let label = crds::names::node_revision_label("unreadable");
     assert!(world.seen.nodes["n1"].labels.contains_key(&label));
+}
+
+#[test]
+fn revisions_of_an_earlier_config_of_that_name_are_not_believed() {
+    let mut world = World::with_fuse(&["n1"]);
+    world.settle();
+    let earlier = world.seen.revisions.clone();
+    world.delete_config("fuse");
+    world.settle();
+    // The garbage collector takes its time.
+    world.seen.revisions = earlier;
+    world.add_config("fuse", &super::FUSE.replace("/dev/fuse", "/dev/kvm"));
+    world.settle();
+    assert_eq!(world.counts("fuse"), [1, 1, 0, 1, 0, 0, 0]);
+    assert_eq!(world.seen.revisions.len(), 2);
+}
+
+#[test]
+fn without_a_status_the_revision_promoted_last_is_stable_else_the_one_most_nodes_carry() {
+    let mut world = World::with_fuse(&["n1"]);
+    world.settle();
+    let first = world.seen.revisions.values().next().unwrap().clone();
+    let mut second = (*first).clone();
+    second.id.name = "fuse-0000000000".to_owned();
+    second.revision = "0000000000".to_owned();
+    for (promoted, wanted) in [
+        ([Some(1), Some(2)], "0000000000"),
+        ([Some(2), Some(1)], first.revision.as_str()),
+        ([Some(1), None], first.revision.as_str()),
+        ([None, Some(1)], "0000000000"),
+        ([None, None], first.revision.as_str()),
+    ] {
+        for (revision, promoted) in [(&*first, promoted[0]), (&second, promoted[1])] {
+            let revision = crate::seen::SeenRevision {
+                promoted,
+                ..revision.clone()
+            };
+            let name = revision.id.name.clone();
+            world.seen.revisions.insert(name, Arc::new(revision));
+        }
+        let config = world.config("fuse").clone();
+        let config = crds::DevicePluginConfig {
+            status: None,
+            ..config
+        };
+        let stable = crate::lineage::stable(&world.seen, &config, std::iter::empty());
+        assert_eq!(stable.revision(), Some(wanted), "{promoted:?}");
+    }
 }
 
 #[test]
@@ -255,6 +323,12 @@ fn a_template_that_somebody_edits_is_put_back() {
         );
         assert_eq!(world.seen.daemon_sets[&name].template, good);
     }
+    let set = Arc::make_mut(world.seen.daemon_sets.get_mut(&name).unwrap());
+    set.template["spec"]["affinity"]["podAffinity"] = serde_json::json!({});
+    assert_eq!(world.pass(), [format!("patch DaemonSet {name}")]);
+    let set = Arc::make_mut(world.seen.daemon_sets.get_mut(&name).unwrap());
+    set.on_delete = false;
+    assert_eq!(world.pass(), [format!("patch DaemonSet {name}")]);
     let set = Arc::make_mut(world.seen.daemon_sets.get_mut(&name).unwrap());
     set.template["spec"]["nodeSelector"] = serde_json::json!({ "a": "b" });
     let plan = plan(&world.seen);

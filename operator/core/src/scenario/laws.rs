@@ -69,7 +69,7 @@ fn disturb(world: &mut World, dice: &mut Dice) {
     match (dice.roll(14), node, config) {
         (0, Some(node), _) => world.change_node(node, |one| drop(one.labels.remove("role"))),
         (1, Some(node), _) => world.change_node(node, |one| {
-            drop(one.labels.insert("role".into(), "b".into()))
+            drop(one.labels.insert("role".into(), "b".into()));
         }),
         (2, Some(node), _) => world.change_node(node, |one| one.ready = !one.ready),
         (3, Some(node), _) => drop(world.seen.nodes.remove(node)),

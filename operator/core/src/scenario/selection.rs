@@ -79,7 +79,7 @@ fn a_node_object_outlives_the_label_until_the_agent_is_gone() {
     let mut world = World::with_fuse(&["n1"]);
     world.settle();
     world.change_config("fuse", |config| {
-        config.spec.label_loss_grace_seconds = Some(0)
+        config.spec.label_loss_grace_seconds = Some(0);
     });
     os(&mut world, "n1", None);
     world.pass();
@@ -233,6 +233,15 @@ fn a_node_that_is_being_deleted_is_left_alone() {
     assert_eq!(plan(&world.seen).actions, []);
     world.settle();
     assert_eq!(world.counts("fuse"), [1, 1, 0, 1, 0, 0, 0]);
+}
+
+#[test]
+fn a_node_that_is_on_its_way_out_is_not_selected() {
+    let mut world = World::with_fuse(&["n1", "n2"]);
+    world.change_node("n2", |node| node.deleting = true);
+    world.settle();
+    assert_eq!(world.counts("fuse"), [1, 1, 0, 1, 0, 0, 0]);
+    assert!(!world.seen.node_objects.contains_key("fuse.n2"));
 }
 
 #[test]

@@ -46,6 +46,14 @@ fn a_failing_agent_is_named_with_its_own_words() {
 }
 
 #[test]
+fn a_crash_looping_pod_is_left_to_the_kubelet() {
+    let mut world = settled(&["n1"]);
+    crash(&mut world, "n1");
+    world.wait(600);
+    assert_eq!(plan(&world.seen).actions, []);
+}
+
+#[test]
 fn many_failing_nodes_are_named_up_to_ten() {
     let names: Vec<_> = (10..22).map(|number| format!("n{number}")).collect();
     let names: Vec<_> = names.iter().map(String::as_str).collect();
@@ -181,6 +189,43 @@ fn a_report_of_another_pod_proves_nothing() {
     unready.change_pod_on("n1", |pod| pod.ready = false);
     unready.settle();
     assert_eq!(unready.counts("fuse"), [1, 0, 1, 0, 0, 0, 0]);
+}
+
+#[test]
+fn a_report_of_another_revision_proves_nothing() {
+    let mut world = settled(&["n1"]);
+    world.change_object("fuse.n1", |object| {
+        object
+            .status
+            .as_mut()
+            .unwrap()
+            .active
+            .as_mut()
+            .unwrap()
+            .revision = "0123456789".to_owned();
+    });
+    world.settle();
+    assert_eq!(world.counts("fuse"), [1, 0, 1, 0, 0, 0, 0]);
+}
+
+#[test]
+fn an_older_pods_words_are_not_the_new_ones() {
+    let mut world = settled(&["n1"]);
+    world.change_object("fuse.n1", |object| {
+        let active = object.status.as_mut().unwrap().active.as_mut().unwrap();
+        active.pod_uid = "older".to_owned();
+        active.resources[0].registered = false;
+        active.resources[0].message = "the older one's words".to_owned();
+    });
+    world.silent.push("n1".to_owned());
+    world.settle();
+    assert!(
+        world
+            .summary("fuse")
+            .ends_with("is starting since 2026-11-21T12:00:00Z"),
+        "{}",
+        world.summary("fuse")
+    );
 }
 
 #[test]

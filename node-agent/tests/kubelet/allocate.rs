@@ -1,0 +1,258 @@
+//! Section D: what a container gets.
+
+use proto::v1beta1::{
+    AllocateRequest, AllocateResponse, ContainerAllocateRequest, ContainerAllocateResponse,
+    PreStartContainerRequest, PreferredAllocationRequest,
+};
+use serde_json::{Value, json};
+use tonic::Status;
+
+use crate::fake_kubelet::Model;
+use crate::rig::{Rig, Running, TTY, config, simulated, until};
+
+struct Served {
+    rig: Rig,
+    agent: Running,
+    ids: Vec<String>,
+}
+
+/// A node with three devices.
+async fn served(container: Value) -> Served {
+    let rig = Rig::new(Model::V1_37);
+    for device in ["tty0", "tty1", "tty2"] {
+        rig.plug(device);
+    }
+    let resource = json!({
+        "name": TTY,
+        "discovery": { "paths": { "globs": ["/dev/tty*"] } },
+        "container": container,
+    });
+    let agent = rig.start_with(config(&[resource, simulated("example.com/sim", 1)]));
+    let known = rig.kubelet.until_healths(TTY, &["Healthy"; 3]).await;
+    let ids = known.resources[TTY].devices.keys().cloned().collect();
+    Served { rig, agent, ids }
+}
+
+impl Served {
+    async fn ask(&self, requests: &[&[&String]]) -> Result<AllocateResponse, Status> {
+        let request = |ids: &&[&String]| ContainerAllocateRequest {
+            devices_ids: ids.iter().map(|id| (*id).clone()).collect(),
+        };
+        let request = AllocateRequest {
+            container_requests: requests.iter().map(request).collect(),
+        };
+        let mut plugin = self.rig.kubelet.plugin(TTY).await;
+        plugin
+            .allocate(request)
+            .await
+            .map(tonic::Response::into_inner)
+    }
+
+    async fn ask_one(&self, ids: &[&String]) -> ContainerAllocateResponse {
+        self.ask(&[ids])
+            .await
+            .unwrap()
+            .container_responses
+            .remove(0)
+    }
+
+    fn counted(&self, result: &str) -> Option<f64> {
+        let labels = format!(r#"{{resource="example.com/tty",result="{result}"}}"#);
+        self.agent.metric(&format!("allocations_total{labels}"))
+    }
+}
+
+/// 42, 43, 47, 48, 51.
+#[tokio::test]
+async fn a_container_gets_exactly_its_devices() {
+    let access = json!({
+        "permissions": "r",
+        "path": "/dev/card",
+        "env": [{ "name": "CARDS", "value": "$(DEVICE_IDS) at $(DEVICE_PATHS)" }],
+    });
+    let served = served(access).await;
+    let (a, b, c) = (&served.ids[0], &served.ids[1], &served.ids[2]);
+    let answer = served.ask_one(&[c, a]).await;
+    let devices: Vec<(&str, &str, &str)> = answer
+        .devices
+        .iter()
+        .map(|d| {
+            (
+                d.host_path.as_str(),
+                d.container_path.as_str(),
+                d.permissions.as_str(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        devices,
+        [
+            ("/dev/tty0", "/dev/card", "r"),
+            ("/dev/tty2", "/dev/card1", "r")
+        ]
+    );
+    assert_eq!(
+        answer.envs["CARDS"],
+        format!("{a},{c} at /dev/card,/dev/card1")
+    );
+    assert!(answer.mounts.is_empty() && answer.annotations.is_empty());
+    assert_eq!(
+        served.ask_one(&[a, c]).await,
+        answer,
+        "in any order, any number of times"
+    );
+    let three = served
+        .ask(&[&[b], &[a, c], &[]])
+        .await
+        .unwrap()
+        .container_responses;
+    assert_eq!(three.len(), 3);
+    assert_eq!(
+        (three[0].devices[0].host_path.as_str(), &three[1]),
+        ("/dev/tty1", &answer)
+    );
+    assert!(three[2].devices.is_empty());
+    assert_eq!(served.counted("given"), Some(3.0));
+    served.agent.stop().await.unwrap();
+}
+
+/// 44.
+#[tokio::test]
+async fn nothing_asked_is_nothing_given() {
+    let served = served(json!({})).await;
+    assert!(
+        served
+            .ask(&[])
+            .await
+            .unwrap()
+            .container_responses
+            .is_empty()
+    );
+    assert_eq!(
+        served.ask_one(&[]).await,
+        ContainerAllocateResponse::default()
+    );
+    served.agent.stop().await.unwrap();
+}
+
+/// 45.
+#[tokio::test]
+async fn an_unknown_device_is_an_error() {
+    let served = served(json!({})).await;
+    let error = served
+        .ask(&[&[&served.ids[0], &"nobody".to_owned()]])
+        .await
+        .unwrap_err();
+    assert!(
+        error
+            .message()
+            .contains(r#"device "nobody" of resource "example.com/tty""#),
+        "{error:?}"
+    );
+    assert_eq!(served.counted("refused"), Some(1.0));
+    served.agent.stop().await.unwrap();
+}
+
+/// 46 and 37: unhealthy by now, or gone this very moment.
+#[tokio::test]
+async fn a_device_that_is_gone_is_an_error_and_a_message() {
+    let served = served(json!({})).await;
+    let (a, b) = (&served.ids[0], &served.ids[1]);
+    served.rig.unplug("tty0");
+    // Whether the kernel's event or this request comes first.
+    let error = served.ask(&[&[b, a]]).await.unwrap_err();
+    assert!(error.message().contains("is gone"), "{error:?}");
+    served
+        .rig
+        .kubelet
+        .until_healths(TTY, &["Unhealthy", "Healthy", "Healthy"])
+        .await;
+    let error = served.ask(&[&[a]]).await.unwrap_err();
+    assert!(
+        error
+            .message()
+            .contains("is unhealthy: device node is gone"),
+        "{error:?}"
+    );
+    assert_eq!(served.ask_one(&[b]).await.devices.len(), 1);
+    served.agent.stop().await.unwrap();
+}
+
+/// Pod resources are read soon after, so that the report tells who holds what.
+#[tokio::test]
+async fn an_allocation_is_seen_soon() {
+    let served = served(json!({})).await;
+    served
+        .rig
+        .pod_resources
+        .until(|answers| answers.lists >= 1)
+        .await;
+    let lists = served.rig.pod_resources.now().lists;
+    served.ask_one(&[&served.ids[0]]).await;
+    served
+        .rig
+        .pod_resources
+        .until(|answers| answers.lists > lists)
+        .await;
+    served.agent.stop().await.unwrap();
+}
+
+/// 55: not offered, and yet asked. An error would cost the pod.
+#[tokio::test]
+async fn what_is_not_offered_is_answered_without_harm() {
+    let served = served(json!({})).await;
+    let mut plugin = served.rig.kubelet.plugin(TTY).await;
+    let request = PreferredAllocationRequest {
+        container_requests: vec![Default::default()],
+    };
+    let answer = plugin
+        .get_preferred_allocation(request)
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(answer.container_responses, [Default::default()]);
+    let request = PreStartContainerRequest {
+        devices_ids: served.ids.clone(),
+    };
+    plugin.pre_start_container(request).await.unwrap();
+    served.agent.stop().await.unwrap();
+}
+
+/// 58: larger than the usual limit of 4 MiB.
+#[tokio::test]
+async fn a_large_request_is_read() {
+    let served = served(json!({})).await;
+    let many = (0..100_000).map(|id| format!("{id:063}"));
+    let request = PreferredAllocationRequest {
+        container_requests: vec![proto::v1beta1::ContainerPreferredAllocationRequest {
+            available_device_i_ds: many.collect(),
+            ..Default::default()
+        }],
+    };
+    let plugin = served.rig.kubelet.plugin(TTY).await;
+    let answer = plugin
+        .max_encoding_message_size(64 << 20)
+        .get_preferred_allocation(request)
+        .await;
+    assert!(answer.is_ok(), "{answer:?}");
+    served.agent.stop().await.unwrap();
+}
+
+/// 50.
+#[tokio::test]
+async fn many_calls_at_once_while_devices_change() {
+    let served = served(json!({})).await;
+    let id = &served.ids[1];
+    let calls = (0..64).map(|_| served.ask_one(std::slice::from_ref(&id)));
+    let changes = async {
+        for _ in 0..5 {
+            served.rig.unplug("tty0");
+            served.rig.plug("tty0");
+            tokio::task::yield_now().await;
+        }
+    };
+    let (answers, ()) = futures::join!(futures::future::join_all(calls), changes);
+    assert!(answers.iter().all(|answer| answer.devices.len() == 1));
+    until("counted", || served.counted("given") == Some(64.0)).await;
+    served.agent.stop().await.unwrap();
+}
