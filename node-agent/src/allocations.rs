@@ -20,6 +20,9 @@ use crate::settings::Timing;
 /// The kubelet's own clients read messages of up to this size.
 const MESSAGE_MAX: usize = 16 << 20;
 
+/// So many failures in a row are told, once.
+const WORTH_TELLING: u32 = 3;
+
 /// Ids that containers hold, by resource. Nothing until it was read once.
 pub type Held = Option<Arc<BTreeMap<String, BTreeSet<String>>>>;
 
@@ -162,30 +165,40 @@ pub async fn poll(
     timing: Timing,
     stop: Stop,
 ) {
-    let mut failures = 0;
+    tokio::select! {
+        () = stop.requested() => {}
+        () = polled(&pod_resources, &resources, &held, &allocated, &timing) => {}
+    }
+}
+
+async fn polled(
+    pod_resources: &PodResources,
+    resources: &BTreeSet<String>,
+    held: &watch::Sender<Held>,
+    allocated: &Notify,
+    timing: &Timing,
+) {
+    let mut failures: u32 = 0;
     loop {
         let wait = match pod_resources.held().await {
             Ok(mut all) => {
                 failures = 0;
                 all.retain(|resource, _| resources.contains(resource));
-                publish(&held, all);
+                publish(held, all);
                 timing.allocations_poll
             }
             Err(error) => {
-                failures += 1;
-                // The kubelet is away for a while at each of its restarts.
-                if failures == 3 {
+                failures = failures.saturating_add(1);
+                // The kubelet is away for a moment at each of its restarts.
+                if failures == WORTH_TELLING {
                     let error = chained(&error);
                     tracing::warn!(error, "failed to read who holds devices: trying again");
-                    timing.allocations_retry.wait(failures, jitter())
-                } else {
-                    let slower = if is_exhausted(&error) {
-                        failures + 1
-                    } else {
-                        failures
-                    };
-                    timing.allocations_retry.wait(slower, jitter())
                 }
+                // One step slower, so that other clients get their turn.
+                let slower = u32::from(is_exhausted(&error));
+                timing
+                    .allocations_retry
+                    .wait(failures.saturating_add(slower), jitter())
             }
         };
         let soon = async {
@@ -193,7 +206,6 @@ pub async fn poll(
             tokio::time::sleep(timing.after_allocate).await;
         };
         tokio::select! {
-            () = stop.requested() => return,
             () = tokio::time::sleep(wait) => {}
             () = soon, if failures == 0 => {}
         }

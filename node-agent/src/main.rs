@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
@@ -15,6 +16,9 @@ use node_agent::settings::{Settings, default_config_file};
 use node_agent::{Agent, ApiAccess, run};
 use node_agent_core::report::Identity;
 use prometheus_client::registry::Registry;
+
+/// How long requests that came before the stop are answered; the pod has ten seconds in all.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// Serves a node's devices to its kubelet, as a DevicePluginConfig says.
 #[derive(Debug, Parser)]
@@ -128,16 +132,21 @@ async fn serve(flags: Flags, config: AgentConfig, logs: Logs) -> Result<()> {
         readiness,
         logs: Some(logs),
     };
-    let served = async {
+    let stopped = stop.clone();
+    let served = tokio::spawn(async move {
         let served = endpoint
             .await
             .with_context(|| format!("failed to serve at {address}"));
         // Without probes and metrics the pod is of no use to anybody who runs it.
-        stop.request();
+        stopped.request();
         served
-    };
-    let (served, ran) = tokio::join!(served, run(agent, stop.clone()));
-    ran.and(served)
+    });
+    let ran = run(agent, stop).await;
+    // Whoever holds a connection and asks nothing is not waited for.
+    match tokio::time::timeout(LAST_ANSWERS, served).await {
+        Ok(served) => ran.and(served?),
+        Err(_) => ran,
+    }
 }
 
 /// All addresses of both families, or of the older one where the kernel knows no other.

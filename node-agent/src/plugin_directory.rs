@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -135,11 +135,11 @@ fn is_replaced(held: &File, directory: &Path) -> bool {
 pub async fn remove_stale_sockets(directory: &Path, prefix: &str) -> io::Result<()> {
     let mut names = Vec::new();
     for entry in fs::read_dir(directory)? {
-        let name = entry?.file_name();
-        if name
-            .to_str()
-            .is_some_and(|name| name.starts_with(prefix) && name.ends_with(".sock"))
-        {
+        let entry = entry?;
+        let name = entry.file_name();
+        let is_ours = |name: &str| name.starts_with(prefix) && name.ends_with(".sock");
+        // Whatever else has such a name is not ours: connecting to it is refused too.
+        if name.to_str().is_some_and(is_ours) && entry.file_type()?.is_socket() {
             names.push(name);
         }
     }

@@ -6,7 +6,7 @@ use crds::names::CONFIG_LABEL;
 use crds::{DevicePluginConfig, DevicePluginNode, DevicePluginPool};
 use daemon::Stop;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet};
-use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::Client;
 use kube::api::Api;
 use kube::core::{DeserializeGuard, Resource};
@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
+use crate::slim_node::SlimNode;
 use crate::store::{Health, Store, Watched};
 use crate::watch::Watch;
 
@@ -196,8 +197,8 @@ pub fn keep_node_object(
 }
 
 /// What is kept of a node.
-pub fn keep_node(object: Node) -> Option<SeenNode> {
-    Some(object.into())
+pub fn keep_node(object: SlimNode) -> Option<SeenNode> {
+    Some(object.seen)
 }
 
 /// What is kept of a DaemonSet.

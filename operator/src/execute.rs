@@ -26,6 +26,11 @@ use crate::store::{Store, Watched};
 /// users waiting after they mended what was wrong.
 const REST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(4));
 
+/// How long one pass writes to nodes: thousands of them wait for their turn, and statuses must not
+/// wait for thousands. Half of it would plan twice as often while nodes are written, double would
+/// be felt by somebody who watches a status.
+const PASS_MAX: Duration = Duration::from_secs(1);
+
 /// How often in a row a name may be taken before that is told as a failure: a cache that is a
 /// moment behind meets it once or twice.
 const TAKEN_MAX: u32 = 3;
@@ -105,8 +110,13 @@ impl Executor {
             .collect();
         self.failures
             .retain(|config, _| concerned.contains(config.as_str()));
+        let started = Instant::now();
         for action in actions {
             let config = action.config.as_str();
+            if action.write.pace() != Pace::Free && started.elapsed() > PASS_MAX {
+                outcome.look_again = Some(Duration::ZERO);
+                continue;
+            }
             if held.contains(config) {
                 continue;
             }

@@ -10,6 +10,7 @@ pub mod flags;
 pub mod metrics;
 pub mod observe;
 pub mod publish;
+pub mod slim_node;
 pub mod store;
 pub mod uninstall;
 pub mod watch;

@@ -185,3 +185,105 @@ impl<T: Watched> State<T> {
         is_it
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Clone, Debug, PartialEq)]
+    struct Thing(Identity, &'static str);
+
+    impl Watched for Thing {
+        fn id(&self) -> Identity {
+            self.0.clone()
+        }
+
+        fn is_same(&self, other: &Self) -> bool {
+            self.1 == other.1
+        }
+    }
+
+    fn thing(name: &str, uid: &str, version: &str, content: &'static str) -> Thing {
+        let id = Identity {
+            name: name.to_owned(),
+            uid: uid.to_owned(),
+            version: version.to_owned(),
+        };
+        Thing(id, content)
+    }
+
+    fn store() -> Store<Thing> {
+        Store::new(Arc::new(Notify::new()))
+    }
+
+    fn contents(store: &Store<Thing>) -> Vec<&'static str> {
+        store.objects().values().map(|thing| thing.1).collect()
+    }
+
+    #[test]
+    fn what_was_written_is_not_undone_by_what_was_seen_before() {
+        let store = store();
+        store.replace(vec![thing("a", "1", "10", "listed")], 10);
+        store.apply(thing("a", "1", "12", "written"));
+        store.apply(thing("a", "1", "11", "late"));
+        assert_eq!(contents(&store), ["written"]);
+        store.replace(vec![thing("a", "1", "10", "older list")], 11);
+        assert_eq!(contents(&store), ["written"]);
+        store.apply(thing("b", "2", "13", "made"));
+        store.replace(vec![thing("a", "1", "12", "written")], 12);
+        assert_eq!(
+            contents(&store),
+            ["written", "made"],
+            "the list was older than the creation"
+        );
+        store.replace(vec![thing("a", "1", "12", "written")], 14);
+        assert_eq!(
+            contents(&store),
+            ["written"],
+            "by now somebody has deleted it"
+        );
+    }
+
+    #[test]
+    fn what_was_deleted_does_not_come_back_and_its_successor_does() {
+        let store = store();
+        let first = thing("a", "1", "10", "first");
+        store.replace(vec![first.clone()], 10);
+        store.bury(&first.0);
+        store.apply(thing("a", "1", "11", "late"));
+        store.replace(vec![thing("a", "1", "11", "older list")], 11);
+        assert_eq!(contents(&store), Vec::<&str>::new());
+        store.apply(thing("a", "2", "13", "second"));
+        store.remove(&thing("a", "1", "12", "first").0);
+        assert_eq!(contents(&store), ["second"]);
+    }
+
+    #[test]
+    fn a_kind_that_is_gone_has_no_objects() {
+        let store = store();
+        store.replace(vec![thing("a", "1", "10", "listed")], 10);
+        assert_eq!(store.health(), Health::Synced);
+        store.set_health(Health::Failing("down".to_owned()));
+        assert_eq!(contents(&store), ["listed"]);
+        store.set_health(Health::Missing);
+        assert_eq!(contents(&store), Vec::<&str>::new());
+    }
+
+    #[tokio::test]
+    async fn only_news_wakes() {
+        let wake = Arc::new(Notify::new());
+        let store = Store::new(wake.clone());
+        store.replace(vec![thing("a", "1", "10", "x")], 10);
+        wake.notified().await;
+        store.apply(thing("a", "1", "11", "x"));
+        store.replace(vec![thing("a", "1", "11", "x")], 12);
+        let woken = || tokio::time::timeout(std::time::Duration::ZERO, wake.notified());
+        assert!(woken().await.is_err(), "a heartbeat is no news");
+        for news in [thing("a", "1", "13", "y"), thing("a", "2", "14", "y")] {
+            store.apply(news);
+            assert!(woken().await.is_ok());
+        }
+        store.remove(&thing("a", "2", "15", "y").0);
+        assert!(woken().await.is_ok());
+    }
+}

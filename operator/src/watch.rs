@@ -21,8 +21,9 @@ const NOT_FOUND: u16 = 404;
 /// Its code for a version that is too old to watch from.
 const GONE: u16 = 410;
 
-/// Objects in one page of a list: 500 nodes with their images are some megabytes.
-const PAGE: u32 = 500;
+/// Objects in one page of a list. A node with its images may have 50 kB: a page of 100 is taken
+/// apart within a few megabytes, and 5,000 nodes are 50 calls, once.
+const PAGE: u32 = 100;
 
 /// The longest wait between two attempts. Twice this would leave the operator blind for long after
 /// the API server, or its CRDs, came back; half would be felt by a server that struggles.

@@ -96,6 +96,9 @@ mod tests {
     #[test]
     fn quiet_time_earns_no_more_than_the_burst() {
         assert_eq!(after(&[0, 1000, 1000], 1000), Decision::Now);
-        assert_eq!(after(&[0, 1000, 1000, 1000], 1000), Decision::In(seconds(10)));
+        assert_eq!(
+            after(&[0, 1000, 1000, 1000], 1000),
+            Decision::In(seconds(10))
+        );
     }
 }

@@ -178,6 +178,27 @@ async fn a_device_that_is_gone_is_an_error_and_a_message() {
     served.agent.stop().await.unwrap();
 }
 
+/// 46 without the kernel's help: the refused call itself leads to the message.
+#[tokio::test]
+async fn a_refused_call_makes_the_agent_look() {
+    let mut rig = Rig::new(Model::V1_37);
+    rig.settings.file_events = false;
+    rig.plug("tty0");
+    let slow = json!({
+        "name": TTY,
+        "discovery": { "paths": { "globs": ["/dev/tty*"] } },
+        "healthCheck": { "periodSeconds": 3600 },
+    });
+    let agent = rig.start_with(config(&[slow]));
+    let known = rig.kubelet.until_healths(TTY, &["Healthy"]).await;
+    let ids = known.resources[TTY].devices.keys().cloned().collect();
+    let served = Served { rig, agent, ids };
+    served.rig.unplug("tty0");
+    served.ask(&[&[&served.ids[0]]]).await.unwrap_err();
+    served.rig.kubelet.until_healths(TTY, &["Unhealthy"]).await;
+    served.agent.stop().await.unwrap();
+}
+
 /// Pod resources are read soon after, so that the report tells who holds what.
 #[tokio::test]
 async fn an_allocation_is_seen_soon() {

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
@@ -210,7 +210,7 @@ async fn the_endpoint_answers_and_the_log_level_is_live() {
         .unwrap()
         .to_string();
     let environment = [("KUBECONFIG", kubeconfig.to_str().unwrap())];
-    let process = Process::start(&rig, &environment, &["--listen-address", &free]);
+    let mut process = Process::start(&rig, &environment, &["--listen-address", &free]);
     rig.kubelet.until_healths(TTY, &["Healthy"]).await;
     until("ready", || {
         get(&free, "/readyz").starts_with("HTTP/1.1 200")
@@ -229,6 +229,16 @@ async fn the_endpoint_answers_and_the_log_level_is_live() {
     assert!(!process.logged(r#""level":"DEBUG""#));
     api.set_object("test.n1", &json!({ "logLevel": "debug" }));
     until("debug", || process.logged("log level set")).await;
+    // A client that asks nothing holds up no stop.
+    let _silent = TcpStream::connect(&free).unwrap();
+    let started = Instant::now();
+    process.signal(Signal::TERM);
+    assert_eq!(process.ended().await.code(), Some(0));
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        started.elapsed()
+    );
 }
 
 fn get(address: &str, path: &str) -> String {

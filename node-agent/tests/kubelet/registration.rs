@@ -280,9 +280,8 @@ async fn stale_sockets_of_ours_are_removed() {
     let agent = rig.start();
     until("removed", || !stale.exists()).await;
     agent.until_ready().await;
-    assert!(live.exists() && foreign.exists());
     agent.stop().await.unwrap();
-    assert!(live.exists() && foreign.exists());
+    assert!(live.exists() && foreign.exists() && file.exists());
 }
 
 /// 15: in the process itself; as a process in `process.rs`.
@@ -310,6 +309,29 @@ async fn a_stop_ends_streams_and_removes_sockets() {
         .await;
     assert_eq!(rig.kubelet.open_streams(), 0);
     assert!(dial(&socket).await.is_err());
+}
+
+/// A kubelet that answers nothing at all holds up no stop.
+#[tokio::test]
+async fn a_stop_waits_for_nobody() {
+    let rig = Rig::without_kubelet(Model::V1_37);
+    let silent = rig.settings.pod_resources_dir.join("kubelet.sock");
+    fs::remove_file(&silent).unwrap();
+    let _silent = StaleListener::bind(silent).unwrap();
+    let _mute = StaleListener::bind(rig.kubelet.socket()).unwrap();
+    // One resource is new here, the other is not.
+    let known = "example.com/known";
+    let state = format!(r#"{{"configUid":"uid-1","revision":"0","resources":["{known}"]}}"#);
+    fs::write(rig.settings.state_dir.join("test"), state).unwrap();
+    let agent = rig.start_with(config(&[tty(), simulated(known, 1)]));
+    until("registering", || rig.plugin_sockets().len() == 1).await;
+    let started = Instant::now();
+    agent.stop().await.unwrap();
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        started.elapsed()
+    );
 }
 
 /// The double itself: the two registration models differ as kubelets do.

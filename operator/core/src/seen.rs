@@ -9,7 +9,7 @@ mod pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 pub use daemon_set::SeenDaemonSet;
-pub use node::{SeenNode, Taint};
+pub use node::{SeenNode, Taint, WireNode};
 pub use owned::{SeenConfigMap, SeenRevision};
 pub use pod::{SeenPod, Trouble};
 

@@ -41,6 +41,8 @@ pub struct Cluster {
     /// Every write: verb, kind, name, code, and when.
     pub writes: Vec<(String, u16, Instant)>,
     pub lists: usize,
+    /// Reasons that any status of a config ever gave.
+    pub reasons: BTreeSet<String>,
 }
 
 struct Logged {
@@ -397,6 +399,12 @@ fn applied(cluster: &mut Cluster, kind: &str, name: &str, body: &Value) -> (u16,
     }
     let mut object = present.clone();
     object["status"] = body["status"].clone();
+    let conditions = object["status"]["conditions"]
+        .as_array()
+        .into_iter()
+        .flatten();
+    let reasons = conditions.filter_map(|one| one["reason"].as_str().map(str::to_owned));
+    cluster.reasons.extend(reasons);
     if object == present {
         return (200, present);
     }

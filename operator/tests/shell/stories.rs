@@ -100,6 +100,47 @@ async fn a_watch_that_lags_causes_no_second_write() {
 }
 
 #[tokio::test]
+async fn a_status_that_the_watch_has_not_told_is_not_written_again() {
+    let bench = Bench::started().await;
+    bench.add_node("n1");
+    bench.add_config("fuse");
+    bench.serve("fuse", "n1").await;
+    bench.server.until("Ready", is_ready).await;
+    bench.server.hold(&[CONFIGS]);
+    let statuses = |cluster: &Cluster| {
+        let line = "apply devicepluginconfigs/status fuse";
+        cluster
+            .writes
+            .iter()
+            .filter(|(one, _, _)| one == line)
+            .count()
+    };
+    let before = bench.server.change(|cluster| statuses(cluster));
+    for (ready, reason) in [("False", "NodesUnreachable"), ("True", "Complete")] {
+        let status = json!({ "status": { "conditions": [{ "type": "Ready", "status": ready }] } });
+        bench.server.patch("nodes", "n1", &status);
+        let told = |cluster: &Cluster| cluster.reason("fuse", "Ready") == reason;
+        bench.server.until(reason, told).await;
+        for number in 0..3 {
+            // A pool that gets its status has seen a pass.
+            let pool = format!("p-{ready}-{number}").to_lowercase();
+            let object = json!({
+                "apiVersion": "deviceplugins.dev/v1alpha1", "kind": "DevicePluginPool",
+                "metadata": { "name": pool }, "spec": {},
+            });
+            bench.server.create("devicepluginpools", object);
+            let passed = |cluster: &Cluster| {
+                let pool = cluster.get("devicepluginpools", &pool);
+                pool.is_some_and(|pool| !pool["status"].is_null())
+            };
+            bench.server.until("a pass", passed).await;
+        }
+    }
+    let after = bench.server.change(|cluster| statuses(cluster));
+    assert_eq!(after - before, 2, "one status for each change");
+}
+
+#[tokio::test]
 async fn an_object_that_changed_meanwhile_is_looked_at_again() {
     let bench = Bench::started().await;
     bench.add_node("n1");
@@ -125,7 +166,10 @@ async fn an_object_that_changed_meanwhile_is_looked_at_again() {
     bench.serve("fuse", "n1").await;
     bench.server.until("Ready", is_ready).await;
     bench.server.change(|cluster| {
-        assert_eq!(cluster.reason("fuse", "Degraded"), "AsExpected");
+        assert!(
+            !cluster.reasons.contains("WriteFailed"),
+            "a conflict is no failure"
+        );
         assert_eq!(
             cluster
                 .done()
@@ -183,6 +227,25 @@ async fn a_refused_write_is_told_on_the_config_and_tried_again() {
             cluster.reason("fuse", "Degraded") == "AsExpected"
         })
         .await;
+}
+
+#[tokio::test]
+async fn what_follows_a_refused_object_waits_for_it() {
+    let bench = Bench::started().await;
+    bench.add_node("n1");
+    let every = ("create", "configmaps", "");
+    bench.server.refuse(every, 500, 1);
+    bench.add_config("fuse");
+    bench.serve("fuse", "n1").await;
+    bench.server.until("Ready", is_ready).await;
+    bench.server.change(|cluster| {
+        let done = cluster.done();
+        let at = |start: &str| done.iter().position(|line| line.starts_with(start));
+        assert!(
+            at("create configmaps") < at("create daemonsets"),
+            "{done:?}"
+        );
+    });
 }
 
 #[tokio::test]
@@ -277,6 +340,29 @@ async fn a_deleted_config_leaves_nothing() {
             assert_eq!(labels, &json!({ "kubernetes.io/os": "linux" }));
         }
     });
+}
+
+#[tokio::test]
+async fn a_kind_that_is_removed_keeps_no_config_from_going() {
+    let bench = Bench::started().await;
+    bench.add_node("n1");
+    bench.add_config("fuse");
+    bench.serve("fuse", "n1").await;
+    bench.server.until("Ready", is_ready).await;
+    bench.server.change(|cluster| {
+        cluster.missing.extend([OBJECTS, "devicepluginpools"]);
+        cluster.objects.remove(OBJECTS);
+    });
+    eventually("the complaint", || bench.readiness.get().is_err()).await;
+    bench.server.delete(CONFIGS, "fuse");
+    let no_set = |cluster: &Cluster| cluster.names("daemonsets").is_empty();
+    bench.server.until("no DaemonSet", no_set).await;
+    bench
+        .server
+        .change(|cluster| cluster.objects.remove("pods"));
+    bench.server.compact();
+    let gone = |cluster: &Cluster| cluster.names(CONFIGS).is_empty();
+    bench.server.until("nothing", gone).await;
 }
 
 #[tokio::test]

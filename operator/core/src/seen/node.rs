@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
+use serde::Deserialize;
 
 use super::Identity;
 
@@ -55,21 +56,73 @@ impl SeenNode {
     }
 }
 
-impl From<Node> for SeenNode {
-    fn from(node: Node) -> Self {
-        let id = Identity::of(&node.metadata);
-        let ready = node
-            .status
-            .and_then(|status| status.conditions)
-            .unwrap_or_default()
-            .into_iter()
-            .find(|condition| condition.type_ == "Ready");
-        let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();
+/// A Node as it is read: the images and managed fields that are most of it are skipped, not even
+/// taken apart.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WireNode {
+    metadata: WireMetadata,
+    spec: WireSpec,
+    status: WireStatus,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct WireMetadata {
+    name: String,
+    uid: String,
+    resource_version: String,
+    labels: Option<BTreeMap<String, String>>,
+    deletion_timestamp: Option<Time>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct WireSpec {
+    taints: Option<Vec<WireTaint>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct WireTaint {
+    key: String,
+    value: Option<String>,
+    effect: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct WireStatus {
+    conditions: Option<Vec<WireCondition>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct WireCondition {
+    #[serde(rename = "type")]
+    type_: String,
+    status: String,
+    last_transition_time: Option<Time>,
+}
+
+impl From<WireNode> for SeenNode {
+    fn from(node: WireNode) -> Self {
+        let WireNode {
+            metadata,
+            spec,
+            status,
+        } = node;
+        let mut conditions = status.conditions.into_iter().flatten();
+        let ready = conditions.find(|condition| condition.type_ == "Ready");
+        let taints = spec.taints.into_iter().flatten();
         Self {
-            id,
-            labels: node.metadata.labels.unwrap_or_default(),
+            id: Identity {
+                name: metadata.name,
+                uid: metadata.uid,
+                version: metadata.resource_version,
+            },
+            labels: metadata.labels.unwrap_or_default(),
             taints: taints
-                .into_iter()
                 .map(|taint| Taint {
                     key: taint.key,
                     value: taint.value.unwrap_or_default(),
@@ -80,7 +133,80 @@ impl From<Node> for SeenNode {
             ready_since: ready
                 .and_then(|ready| ready.last_transition_time)
                 .map(|time| time.0),
-            deleting: node.metadata.deletion_timestamp.is_some(),
+            deleting: metadata.deletion_timestamp.is_some(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(text: &str) -> SeenNode {
+        let node: WireNode = serde_yaml::from_str(text).unwrap();
+        node.into()
+    }
+
+    #[test]
+    fn a_node_is_read_without_what_nobody_needs() {
+        let node = seen(
+            "apiVersion: v1
+kind: Node
+metadata:
+  name: n1
+  uid: u
+  resourceVersion: '7'
+  labels: {a: b}
+  managedFields: [{manager: kubelet}]
+spec:
+  podCIDR: 10.0.0.0/24
+  taints: [{key: k, effect: NoSchedule}, {key: l, value: v, effect: NoExecute, timeAdded: '2026-11-21T12:00:00Z'}]
+status:
+  images: [{names: [x], sizeBytes: 1}]
+  conditions:
+  - {type: DiskPressure, status: 'False'}
+  - {type: Ready, status: 'True', lastTransitionTime: '2026-11-21T12:00:00Z'}",
+        );
+        let taint = |key: &str, value: &str, effect: &str| Taint {
+            key: key.to_owned(),
+            value: value.to_owned(),
+            effect: effect.to_owned(),
+        };
+        let wanted = SeenNode {
+            id: Identity {
+                name: "n1".to_owned(),
+                uid: "u".to_owned(),
+                version: "7".to_owned(),
+            },
+            labels: [("a".to_owned(), "b".to_owned())].into(),
+            taints: vec![taint("k", "", "NoSchedule"), taint("l", "v", "NoExecute")],
+            ready: true,
+            ready_since: "2026-11-21T12:00:00Z".parse().ok(),
+            deleting: false,
+        };
+        assert_eq!(node, wanted);
+    }
+
+    #[test]
+    fn a_node_that_says_nothing_is_not_ready() {
+        for text in [
+            "metadata: {name: n1}",
+            "{metadata: {name: n1, labels: null}, spec: {taints: null}, status: {conditions: null}}",
+            "{metadata: {name: n1}, status: {conditions: [{type: Ready, status: Unknown}]}}",
+        ] {
+            assert!(!seen(text).ready, "{text}");
+        }
+        let deleting = seen("metadata: {name: n1, deletionTimestamp: '2026-11-21T12:00:00Z'}");
+        assert!(deleting.deleting);
+    }
+
+    #[test]
+    fn a_heartbeat_is_no_news() {
+        let node = seen("metadata: {name: n1, uid: u, resourceVersion: '7'}");
+        let mut other = node.clone();
+        other.id.version = "8".to_owned();
+        assert!(node.is_same_but_version(&other));
+        other.ready = true;
+        assert!(!node.is_same_but_version(&other));
     }
 }
