@@ -166,11 +166,13 @@ impl Driver {
             .await;
         self.metrics.show(&plan);
         self.metrics.passed(started.elapsed());
-        if outcome.written > 0 {
-            // What was written is known already, and may call for the next step.
-            return Duration::ZERO;
-        }
-        let mut rest = REST_MAX;
+        // What was written is known already, and may call for the next step. Writes to nodes take
+        // turns: there is nothing to hurry for.
+        let mut rest = match (outcome.steps, outcome.written) {
+            (0, 0) => REST_MAX,
+            (0, _) => SPACING,
+            _ => return Duration::ZERO,
+        };
         for wait in [outcome.look_again, waits, until(plan.look_again)] {
             rest = wait.map_or(rest, |wait| rest.min(wait));
         }

@@ -38,8 +38,10 @@ const TAKEN_MAX: u32 = 3;
 /// How executing a plan went.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Outcome {
-    /// Writes that succeeded.
+    /// Writes that changed something.
     pub written: usize,
+    /// Those of them that are not paced: the next step of a config may follow at once.
+    pub steps: usize,
     /// When to look again because something waits for its turn, or was refused.
     pub look_again: Option<Duration>,
 }
@@ -50,8 +52,44 @@ pub struct Executor {
     namespace: String,
     node_writes: Bucket,
     pins: Bucket,
-    failures: BTreeMap<String, Failure>,
-    taken: BTreeMap<(Kind, String), u32>,
+    failures: BTreeMap<Gate, Failure>,
+    /// Objects that stayed as they were although a patch asked for something else.
+    unmoved: BTreeMap<Object, Unmoved>,
+    taken: BTreeMap<Object, u32>,
+}
+
+type Object = (Kind, String);
+
+/// What waits when a write was refused: everything of a config that follows the write, or only the
+/// object of one node, because a node that cannot be written holds back no other.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+struct Gate {
+    config: String,
+    object: Option<Object>,
+}
+
+impl Gate {
+    fn of(action: &Action) -> Self {
+        let object = match action.write.pace() {
+            Pace::Free => None,
+            Pace::Node | Pace::Pin => Some(object(&action.write)),
+        };
+        Self {
+            config: action.config.clone(),
+            object,
+        }
+    }
+}
+
+fn object(write: &Write) -> Object {
+    (write.kind(), write.name().to_owned())
+}
+
+/// An object that the API server, or a webhook in it, keeps as it is.
+#[derive(Clone, Debug)]
+struct Unmoved {
+    config: String,
+    version: String,
 }
 
 #[derive(Clone, Debug)]
@@ -65,6 +103,8 @@ struct Failure {
 enum Done {
     /// It is written.
     Written,
+    /// The API server has accepted it and changed nothing.
+    Unmoved,
     /// What it was decided on is no longer so: look again.
     Outdated,
     /// It was refused; why, in words.
@@ -81,16 +121,29 @@ impl Executor {
             node_writes: Bucket::new(node_writes, now),
             pins: Bucket::new(pins, now),
             failures: BTreeMap::new(),
+            unmoved: BTreeMap::new(),
             taken: BTreeMap::new(),
         }
     }
 
     /// By config, what the API server refused.
     pub fn failures(&self) -> BTreeMap<String, String> {
-        let failures = self.failures.iter();
-        failures
-            .map(|(config, one)| (config.clone(), one.message.clone()))
-            .collect()
+        let mut told = BTreeMap::new();
+        for (gate, failure) in &self.failures {
+            // Those of whole configs come first.
+            let of_config = told.entry(gate.config.clone());
+            of_config.or_insert_with(|| failure.message.clone());
+        }
+        for ((kind, name), unmoved) in &self.unmoved {
+            let of_config = told.entry(unmoved.config.clone());
+            of_config.or_insert_with(|| {
+                format!(
+                    "{} {name:?} stays other than the operator writes it: an admission webhook or policy of the cluster changes it",
+                    kind.as_str()
+                )
+            });
+        }
+        told
     }
 
     /// Writes what the plan says: in order, as long as the agreed rates allow. A config whose
@@ -103,13 +156,15 @@ impl Executor {
     ) -> Outcome {
         let mut outcome = Outcome::default();
         let mut held: BTreeSet<&str> = BTreeSet::new();
-        let mut refused: BTreeSet<&str> = BTreeSet::new();
-        let concerned: BTreeSet<_> = actions
-            .iter()
-            .map(|action| action.config.as_str())
-            .collect();
-        self.failures
-            .retain(|config, _| concerned.contains(config.as_str()));
+        let mut refused: BTreeSet<Gate> = BTreeSet::new();
+        let concerned: BTreeSet<Gate> = actions.iter().map(Gate::of).collect();
+        self.failures.retain(|gate, _| concerned.contains(gate));
+        self.unmoved.retain(|unmoved, seen| {
+            actions.iter().any(|action| {
+                let on = action.write.assumed();
+                object(&action.write) == *unmoved && on.is_some_and(|on| on.version == seen.version)
+            })
+        });
         let started = Instant::now();
         for action in actions {
             let config = action.config.as_str();
@@ -117,7 +172,7 @@ impl Executor {
                 outcome.look_again = Some(Duration::ZERO);
                 continue;
             }
-            if held.contains(config) {
+            if held.contains(config) || self.unmoved.contains_key(&object(&action.write)) {
                 continue;
             }
             if let Some(wait) = self.wait(action) {
@@ -132,25 +187,37 @@ impl Executor {
                 held.insert(config);
             }
             match done {
-                Done::Written => outcome.written += 1,
+                Done::Written => {
+                    outcome.written += 1;
+                    outcome.steps += usize::from(action.write.pace() == Pace::Free);
+                }
+                Done::Unmoved => {
+                    if let Some(on) = action.write.assumed() {
+                        let unmoved = Unmoved {
+                            config: action.config.clone(),
+                            version: on.version.clone(),
+                        };
+                        self.unmoved.insert(object(&action.write), unmoved);
+                    }
+                    outcome.look_again = sooner(outcome.look_again, LOOK_AGAIN);
+                }
                 Done::Outdated => outcome.look_again = sooner(outcome.look_again, LOOK_AGAIN),
-                Done::Refused(message) if refused.insert(config) => {
-                    let rest = self.refuse(config, message);
+                Done::Refused(message) if refused.insert(Gate::of(action)) => {
+                    let rest = self.refuse(Gate::of(action), message);
                     outcome.look_again = sooner(outcome.look_again, rest);
                 }
                 Done::Refused(_) => {}
             }
         }
-        self.failures.retain(|config, failure| {
-            refused.contains(config.as_str()) || failure.until > Instant::now()
-        });
+        self.failures
+            .retain(|gate, failure| refused.contains(gate) || failure.until > Instant::now());
         outcome
     }
 
     /// How long the write has to wait for its turn.
     fn wait(&mut self, action: &Action) -> Option<Duration> {
         let now = Instant::now();
-        let failure = self.failures.get(&action.config);
+        let failure = self.failures.get(&Gate::of(action));
         if let Some(failure) = failure.filter(|failure| failure.until > now) {
             return Some(failure.until - now);
         }
@@ -174,14 +241,14 @@ impl Executor {
         }
     }
 
-    fn refuse(&mut self, config: &str, message: String) -> Duration {
+    fn refuse(&mut self, gate: Gate, message: String) -> Duration {
         let (first, most) = REST;
-        let before = self.failures.get(config).map(|failure| failure.rest);
+        let before = self.failures.get(&gate).map(|failure| failure.rest);
         let rest = before.map_or(first, |rest| (rest * 2).min(most));
-        tracing::warn!(config, error = message, "a write was refused");
+        tracing::warn!(config = gate.config, error = message, "a write was refused");
         let until = Instant::now() + rest;
         self.failures.insert(
-            config.to_owned(),
+            gate,
             Failure {
                 message,
                 rest,
@@ -227,11 +294,15 @@ impl Executor {
         self.judge(write, answer, metrics)
     }
 
-    fn judge(&mut self, write: &Write, answer: Result<(), CallError>, metrics: &Metrics) -> Done {
-        let key = (write.kind(), write.name().to_owned());
+    fn judge(&mut self, write: &Write, answer: Result<Sent, CallError>, metrics: &Metrics) -> Done {
+        let key = object(write);
         let (verb, kind, name) = (write.verb().as_str(), write.kind().as_str(), write.name());
         let error = match answer {
-            Ok(()) => {
+            Ok(Sent::Unmoved) => {
+                tracing::warn!(verb, kind, name, "the write changed nothing");
+                return Done::Unmoved;
+            }
+            Ok(Sent::Changed) => {
                 self.taken.remove(&key);
                 metrics.wrote(write.kind().as_str(), verb);
                 match write.pace() {
@@ -275,6 +346,14 @@ pub fn sooner(one: Option<Duration>, other: Duration) -> Option<Duration> {
     Some(one.map_or(other, |one| one.min(other)))
 }
 
+/// What a write came to.
+enum Sent {
+    /// There is a new version of the object, or its end.
+    Changed,
+    /// The version is what it was: the patch asked for what the API server does not keep.
+    Unmoved,
+}
+
 /// Sends one write, and keeps what the API server answers, so that the next look sees it even if
 /// the watch has not brought it yet.
 async fn send<K, T>(
@@ -282,7 +361,7 @@ async fn send<K, T>(
     store: &Store<T>,
     keep: fn(K) -> Option<T>,
     write: &Write,
-) -> Result<(), CallError>
+) -> Result<Sent, CallError>
 where
     K: Clone + Debug + DeserializeOwned + Resource,
     T: Watched,
@@ -307,10 +386,15 @@ where
         }
         (Verb::Delete, _) => return delete(&api, store, keep, write).await,
     };
+    let version = answer.meta().resource_version.clone();
+    let assumed = write.assumed().map(|on| on.version.clone());
     if let Some(kept) = keep(answer) {
-        store.apply(kept);
+        store.answer(kept);
     }
-    Ok(())
+    match version.is_some() && version == assumed {
+        true => Ok(Sent::Unmoved),
+        false => Ok(Sent::Changed),
+    }
 }
 
 /// Sends the object as it was rendered: through a type of an older API it would lose fields.
@@ -331,13 +415,13 @@ async fn delete<K, T>(
     store: &Store<T>,
     keep: fn(K) -> Option<T>,
     write: &Write,
-) -> Result<(), CallError>
+) -> Result<Sent, CallError>
 where
     K: Clone + Debug + DeserializeOwned + Resource,
     T: Watched,
 {
     let Some(on) = write.assumed() else {
-        return Ok(());
+        return Ok(Sent::Changed);
     };
     let params = DeleteParams::background().preconditions(Preconditions {
         uid: Some(on.uid.clone()),
@@ -349,15 +433,15 @@ where
                 .left()
                 .filter(|one| one.meta().deletion_timestamp.is_some());
             match ending.and_then(keep) {
-                Some(kept) => store.apply(kept),
+                Some(kept) => store.answer(kept),
                 None => store.bury(on),
             }
-            Ok(())
+            Ok(Sent::Changed)
         }
         // Somebody else was faster.
         Err(error) if error.status().is_some_and(kube::core::Status::is_not_found) => {
             store.bury(on);
-            Ok(())
+            Ok(Sent::Changed)
         }
         Err(error) => Err(error),
     }

@@ -135,7 +135,7 @@ impl Publisher {
         let answer =
             call(api.patch_status(&status.on.name, &forced(), &Patch::Apply(body))).await?;
         if let Some(kept) = keep_config(answer) {
-            caches.configs.apply(kept);
+            caches.configs.answer(kept);
         }
         Ok(())
     }
@@ -146,7 +146,7 @@ impl Publisher {
         let answer =
             call(api.patch_status(&status.on.name, &forced(), &Patch::Apply(body))).await?;
         if let Some(kept) = keep_pool(answer) {
-            caches.pools.apply(kept);
+            caches.pools.answer(kept);
         }
         Ok(())
     }

@@ -42,6 +42,8 @@ struct State<T> {
     /// UIDs of objects that the operator deleted and whose end the watch has not told yet.
     buried: BTreeSet<String>,
     health: Health,
+    /// The highest version that the list or the watch has brought.
+    brought: u64,
 }
 
 #[derive(Debug)]
@@ -59,6 +61,7 @@ impl<T: Watched> Store<T> {
                 objects: BTreeMap::new(),
                 buried: BTreeSet::new(),
                 health: Health::Starting,
+                brought: 0,
             }),
             wake,
         }
@@ -95,6 +98,7 @@ impl<T: Watched> Store<T> {
     /// A whole list at one version. What was written after it stays.
     pub fn replace(&self, list: Vec<T>, version: u64) {
         let mut state = self.lock();
+        state.bring(version);
         let listed: BTreeSet<_> = list.iter().map(|object| object.id().uid).collect();
         let before = state.objects.len();
         state
@@ -111,10 +115,22 @@ impl<T: Watched> Store<T> {
         }
     }
 
-    /// A version of an object, from the watch or from the answer to a write. An older one than the
-    /// one that is known is ignored.
+    /// A version of an object, from the watch. An older one than the one that is known is ignored.
     pub fn apply(&self, object: T) {
-        if self.lock().apply(object) {
+        let mut state = self.lock();
+        state.bring(version(&object.id()));
+        if state.apply(object) {
+            self.wake.notify_one();
+        }
+    }
+
+    /// The answer to a write. An object that is not known although the watch is past this version
+    /// of it has been deleted meanwhile.
+    pub fn answer(&self, object: T) {
+        let mut state = self.lock();
+        let id = object.id();
+        let is_gone = !state.objects.contains_key(&id.name) && version(&id) <= state.brought;
+        if !is_gone && state.apply(object) {
             self.wake.notify_one();
         }
     }
@@ -122,6 +138,7 @@ impl<T: Watched> Store<T> {
     /// The watch told that an object is gone.
     pub fn remove(&self, id: &Identity) {
         let mut state = self.lock();
+        state.bring(version(id));
         state.buried.remove(&id.uid);
         if state.take(id) {
             self.wake.notify_one();
@@ -143,15 +160,25 @@ impl<T: Watched> Store<T> {
     }
 }
 
+/// Resource versions are numbers that grow; one that is not is always taken as news.
+fn version(id: &Identity) -> u64 {
+    id.version.parse().unwrap_or(u64::MAX)
+}
+
 impl<T: Watched> State<T> {
+    fn bring(&mut self, version: u64) {
+        if version != u64::MAX {
+            self.brought = self.brought.max(version);
+        }
+    }
+
     /// Whether it was news.
     fn apply(&mut self, object: T) -> bool {
         let id = object.id();
         if self.buried.contains(&id.uid) {
             return false;
         }
-        // Resource versions are numbers that grow; one that is not is always taken as news.
-        let version = id.version.parse().unwrap_or(u64::MAX);
+        let version = version(&id);
         if let Some(held) = self.objects.get(&id.name) {
             let is_older = version != u64::MAX && version <= held.version;
             if is_older {
@@ -256,6 +283,22 @@ mod tests {
         store.apply(thing("a", "2", "13", "second"));
         store.remove(&thing("a", "1", "12", "first").0);
         assert_eq!(contents(&store), ["second"]);
+    }
+
+    #[test]
+    fn a_late_answer_does_not_bring_back_what_the_watch_has_seen_end() {
+        let store = store();
+        store.replace(vec![thing("a", "1", "10", "listed")], 10);
+        store.apply(thing("a", "1", "11", "labelled"));
+        store.remove(&thing("a", "1", "12", "labelled").0);
+        store.answer(thing("a", "1", "11", "labelled"));
+        assert_eq!(contents(&store), Vec::<&str>::new());
+        store.answer(thing("b", "2", "13", "made"));
+        assert_eq!(
+            contents(&store),
+            ["made"],
+            "the watch has not brought it yet"
+        );
     }
 
     #[test]

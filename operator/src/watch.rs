@@ -72,19 +72,17 @@ where
     async fn forever(&self) {
         let mut wait = RETRY_MIN;
         loop {
-            let version = match self.list().await {
-                Ok(version) => {
-                    wait = RETRY_MIN;
-                    version
-                }
-                Err(error) => {
-                    self.store.set_health(health(&error));
-                    tokio::time::sleep(wait).await;
-                    wait = (wait * 2).min(RETRY_MAX);
-                    continue;
-                }
-            };
-            self.follow(version).await;
+            let started = tokio::time::Instant::now();
+            match self.list().await {
+                Ok(version) => self.follow(version).await,
+                Err(error) => self.store.set_health(health(&error)),
+            }
+            // A list is dear: one that was of no use for long is not asked for again at once.
+            if started.elapsed() > RETRY_MAX {
+                wait = RETRY_MIN;
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(RETRY_MAX);
         }
     }
 
@@ -144,7 +142,14 @@ where
             Err(error) if error.status().is_some_and(|status| status.code == GONE) => {
                 return End::Relist(None);
             }
-            Err(error) if error.status().is_some() => return End::Relist(Some(health(&error))),
+            Err(error)
+                if error
+                    .status()
+                    .is_some_and(|status| status.code == NOT_FOUND) =>
+            {
+                return End::Relist(Some(health(&error)));
+            }
+            // Also a server that is busy: a list would only make it busier.
             Err(error) => return End::Resume(Some(health(&error))),
         };
         self.store.set_health(Health::Synced);

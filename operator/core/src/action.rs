@@ -224,8 +224,9 @@ impl Write {
             Self::LabelNode { value: None, .. }
             | Self::CreateNodeObject { .. }
             | Self::PatchNodeObject { .. }
+            // A node may refuse its agent's pod every time; so do many at once in an outage.
             | Self::Delete {
-                kind: Kind::NodeObject,
+                kind: Kind::NodeObject | Kind::Pod,
                 ..
             } => Pace::Node,
             Self::SetFinalizers { .. }

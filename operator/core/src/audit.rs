@@ -210,7 +210,17 @@ fn has_pod(seen: &Snapshot, config: &str, node: &str) -> bool {
 
 /// Whether a node has been unselected for the whole grace, or its label pins it to nothing.
 fn may_leave(seen: &Snapshot, config: &DevicePluginConfig, node: &str, name: &str) -> bool {
-    let Some(object) = seen.node_objects.get(&node_object(name, node)) else {
+    // An object of an earlier config of this name, or of an earlier node, says nothing.
+    let node_uid = seen.nodes.get(node).map(|node| node.id.uid.as_str());
+    let object = seen
+        .node_objects
+        .get(&node_object(name, node))
+        .filter(|object| {
+            let owner = controller_uid(&object.metadata, "DevicePluginConfig");
+            config.metadata.uid.as_ref() == Some(&owner)
+                && Some(object.spec.node_uid.as_str()) == node_uid
+        });
+    let Some(object) = object else {
         let label = format!("{NODE_LABEL_PREFIX}{name}");
         let value = seen
             .nodes

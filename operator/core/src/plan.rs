@@ -7,7 +7,7 @@ use crds::names::{CLEANUP_FINALIZER, NODE_LABEL_PREFIX};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
-use crate::action::{Action, ConfigStatus, PoolStatus, Write};
+use crate::action::{Action, ConfigStatus, Pace, PoolStatus, Write};
 use crate::audit::Violation;
 use crate::deletion;
 use crate::installation;
@@ -32,10 +32,12 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Takes back every write because the plan breaks safety rules, and says so on the configs that
-    /// it broke them for.
+    /// Takes back every write for the configs that the plan breaks safety rules for, and says so on
+    /// them. The others go on.
     pub fn refuse(&mut self, seen: &Snapshot, violations: &[Violation]) {
-        self.actions.clear();
+        let broken: BTreeSet<&str> = violations.iter().map(|one| one.config.as_str()).collect();
+        self.actions
+            .retain(|action| !broken.contains(action.config.as_str()));
         for status in &mut self.configs {
             let name = &status.on.name;
             let Some(violation) = violations.iter().find(|one| one.config == *name) else {
@@ -91,7 +93,12 @@ pub fn plan(seen: &Snapshot) -> Plan {
                 continue;
             }
             let step = deletion::step(&scope);
-            plan.extend(scope.name, step.writes);
+            let (paced, free) = step
+                .writes
+                .into_iter()
+                .partition(|write| write.pace() != Pace::Free);
+            plan.extend(scope.name, free);
+            node_writes.push((scope.name, paced));
             plan.look_again = earliest(plan.look_again, step.look_again);
             wait = step.wait;
         } else if seen.kinds_missing {

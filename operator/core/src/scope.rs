@@ -157,9 +157,15 @@ impl<'a> Scope<'a> {
         SignedDuration::from_secs(seconds.unwrap_or(DEFAULT_LABEL_LOSS_GRACE_SECONDS).into())
     }
 
+    /// The taints that agents tolerate: those of the revision that runs, not of one that waits.
     fn tolerations(&self) -> &[Toleration] {
         let agent = self.config.spec.agent.as_ref();
-        agent.map_or(&[], |agent| agent.tolerations.as_slice())
+        match &self.stable {
+            Stable::Stands(revision) => &revision.tolerations,
+            Stable::None | Stable::Rebuild { .. } | Stable::Lost(_) => {
+                agent.map_or(&[], |agent| agent.tolerations.as_slice())
+            }
+        }
     }
 
     fn members(
@@ -203,7 +209,7 @@ impl<'a> Scope<'a> {
         if self.problem.is_some() && (is_pinned || member.object.is_some()) {
             return Membership::Selected;
         }
-        let has_agent = is_pinned || member.pods.iter().any(|pod| !pod.deleting);
+        let has_agent = member.pods.iter().any(|pod| !pod.deleting);
         if matches
             && self.problem.is_none()
             && tolerates(self.tolerations(), member.node, has_agent)

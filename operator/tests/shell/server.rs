@@ -33,6 +33,8 @@ pub struct Cluster {
     log: Vec<Logged>,
     /// Kinds that are not served.
     pub missing: BTreeSet<&'static str>,
+    /// Kinds that an admission webhook keeps as they are, whatever is patched.
+    pub frozen: BTreeSet<&'static str>,
     /// Kinds whose watches tell nothing new.
     held: BTreeSet<&'static str>,
     /// Ends every watch with "too old" up to this version.
@@ -381,7 +383,7 @@ fn patched(cluster: &mut Cluster, kind: &str, name: &str, patch: &Value) -> (u16
         cluster.remove(kind, name);
         return (200, object);
     }
-    if object == present {
+    if object == present || cluster.frozen.contains(kind) {
         return (200, present);
     }
     (200, cluster.put(kind, name, object, "MODIFIED"))

@@ -264,6 +264,55 @@ async fn a_config_that_is_refused_holds_back_no_other() {
 }
 
 #[tokio::test]
+async fn a_node_that_cannot_be_written_holds_back_no_other() {
+    let bench = Bench::started().await;
+    for node in ["n1", "n2", "n3"] {
+        bench.add_node(node);
+    }
+    bench
+        .server
+        .refuse(("patch", "nodes", "n1"), 403, usize::MAX);
+    bench.add_config("fuse");
+    for node in ["n2", "n3"] {
+        bench.serve("fuse", node).await;
+    }
+    let refused = |cluster: &Cluster| cluster.reason("fuse", "Degraded") == "WriteFailed";
+    bench.server.until("the refusal", refused).await;
+}
+
+#[tokio::test]
+async fn what_a_webhook_keeps_otherwise_is_told_and_not_fought() {
+    let bench = Bench::started().await;
+    bench.add_node("n1");
+    bench.add_config("fuse");
+    bench.serve("fuse", "n1").await;
+    bench.server.until("Ready", is_ready).await;
+    let name = bench
+        .server
+        .change(|cluster| cluster.names("daemonsets")[0].to_owned());
+    bench
+        .server
+        .change(|cluster| cluster.frozen.insert("daemonsets"));
+    let other = json!({ "spec": { "template": { "spec": { "containers": [] } } } });
+    bench.server.patch("daemonsets", &name, &other);
+    bench
+        .server
+        .until("the webhook in the status", |cluster| {
+            let config = cluster.get(CONFIGS, "fuse").unwrap();
+            let text = config["status"]["conditions"].to_string();
+            cluster.reason("fuse", "Degraded") == "WriteFailed"
+                && text.contains("stays other than the operator writes it")
+        })
+        .await;
+    bench.add_node("n2");
+    bench.serve("fuse", "n2").await;
+    bench.server.change(|cluster| {
+        let patches = |line: &&str| line.starts_with("patch daemonsets");
+        assert_eq!(cluster.done().into_iter().filter(patches).count(), 1);
+    });
+}
+
+#[tokio::test]
 async fn a_name_that_is_taken_is_told_in_the_end() {
     let bench = Bench::started().await;
     bench.add_node("n1");

@@ -2,8 +2,11 @@
 
 use crds::agent_config::AgentConfig;
 use crds::names::{AGENT_CONFIG_KEY, CONFIG_LABEL, PROMOTED_ANNOTATION};
+use crds::placement::Toleration;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::ConfigMap;
+use serde::Deserialize;
+use serde_json::Value;
 
 use super::{Identity, controller_uid, label};
 use crate::revision::RevisionContent;
@@ -26,6 +29,8 @@ pub struct SeenRevision {
     pub content: Option<RevisionContent>,
     /// The resources that its agents serve.
     pub resources: Vec<String>,
+    /// The taints that its agents tolerate.
+    pub tolerations: Vec<Toleration>,
     /// Whether it is being deleted.
     pub deleting: bool,
 }
@@ -41,6 +46,15 @@ impl From<ControllerRevision> for SeenRevision {
             .as_ref()
             .and_then(|content| serde_json::from_str::<AgentConfig>(&content.agent_config).ok())
             .map(|config| config.resources.into_iter().map(|one| one.name).collect());
+        let tolerations = content
+            .as_ref()
+            .and_then(|content| content.template.pointer("/spec/tolerations"))
+            .and_then(Value::as_array)
+            .map(|all| {
+                all.iter()
+                    .filter_map(|one| Toleration::deserialize(one).ok())
+                    .collect()
+            });
         Self {
             revision: id
                 .name
@@ -58,6 +72,7 @@ impl From<ControllerRevision> for SeenRevision {
                 .and_then(|number| number.parse().ok()),
             content,
             resources: resources.unwrap_or_default(),
+            tolerations: tolerations.unwrap_or_default(),
             deleting: object.metadata.deletion_timestamp.is_some(),
             id,
         }

@@ -67,10 +67,10 @@ impl<'a> Verdict<'a> {
 /// Tells the story of a config.
 pub fn story<'a>(scope: &Scope<'a>, tally: &Tally<'a>, wait: &str) -> Story<'a> {
     let accepted = accepted(scope, tally);
-    let degraded = degraded(scope, tally);
+    let degraded = degraded(scope, tally, &accepted);
     let (ready, progressing) = rollout(scope, tally, &accepted, wait);
     let mut summary = progressing.message.clone();
-    if let Some(text) = parting(tally) {
+    if let Some(text) = parting(tally).filter(|text| !summary.contains(text.as_str())) {
         summary = format!("{summary}; {text}");
     }
     let refused = !accepted.status;
@@ -128,9 +128,10 @@ fn rollout<'a>(
         return (verdict(false), verdict(true));
     }
     if !accepted.status {
-        let message = match tally.counts.ready {
-            0 => accepted.message.clone(),
-            ready => format!(
+        let message = match (tally.counts.ready, parting(tally)) {
+            (0, None) => accepted.message.clone(),
+            (_, Some(parting)) => format!("{}; {parting}", accepted.message),
+            (ready, None) => format!(
                 "{}; meanwhile {} what it runs",
                 accepted.message,
                 keeps(count(ready))
@@ -234,12 +235,17 @@ fn blocked(scope: &Scope<'_>) -> Option<String> {
     }
 }
 
-fn degraded<'a>(scope: &Scope<'a>, tally: &Tally<'a>) -> Verdict<'a> {
+fn degraded<'a>(scope: &Scope<'a>, tally: &Tally<'a>, accepted: &Verdict<'a>) -> Verdict<'a> {
     if let Some(failure) = scope.seen.write_failures.get(scope.name) {
         return Verdict {
             status: true,
             ..write_failed(failure)
         };
+    }
+    // A selector or a pool that was taken away by mistake is noticed before the grace ends.
+    if let (false, false, Some(parting)) = (accepted.status, tally.grace.is_empty(), parting(tally))
+    {
+        return Verdict::new(true, accepted.reason, parting);
     }
     let failed = sentence(&tally.failed, "failed");
     if let Some(message) = failed {
