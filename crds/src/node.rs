@@ -127,7 +127,7 @@ pub struct AgentReport {
     pub resources: Vec<ResourceReport>,
     /// The devices, at most 256 over all resources.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 256), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["id"]))]
+    #[schemars(length(max = 256), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["resource", "id"]))]
     pub devices: Vec<DeviceReport>,
     /// Whether there are more devices than `devices` lists.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

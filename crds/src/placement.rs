@@ -91,15 +91,18 @@ pub struct ComputeResources {
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Quantities {
-    /// Processor time in cores, for example `100m`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 32), regex(pattern = r"^[0-9]+([.][0-9]+)?(m|k|M|G)?$"))]
-    pub cpu: Option<String>,
-    /// Memory in bytes, for example `64Mi`.
+    /// Processor time in cores, for example `100m` or `0.5`; at most three decimals.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(max = 32),
-        regex(pattern = r"^[0-9]+([.][0-9]+)?(Ki|Mi|Gi|k|M|G)?$")
+        regex(pattern = r"^([0-9]{1,6}m|[0-9]{1,4}([.][0-9]{1,3})?)$")
+    )]
+    pub cpu: Option<String>,
+    /// Memory in bytes, a whole number, for example `64Mi`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(max = 32),
+        regex(pattern = r"^([0-9]{1,12}|[0-9]{1,5}(Ki|Mi|Gi|k|M|G))$")
     )]
     pub memory: Option<String>,
 }

@@ -188,3 +188,53 @@ impl Subscription {
 fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::time::Duration;
+
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    #[tokio::test]
+    async fn subscribers_are_told_of_their_directories_only() {
+        let home = tempfile::tempdir().unwrap();
+        let (one, other) = (home.path().join("one"), home.path().join("other"));
+        fs::create_dir(&one).unwrap();
+        fs::create_dir(&other).unwrap();
+        let (events, stream) = FileEvents::open().unwrap();
+        let first = events.subscribe(|_| true);
+        let second = events.subscribe(|name| name == "wanted");
+        for directory in [&one, &other] {
+            first.watch(directory);
+            second.watch(directory);
+        }
+        first.keep_only(&BTreeSet::from([one.clone()]));
+        tokio::spawn(delivered(events, stream));
+        let told = async |subscription: &Subscription| {
+            tokio::time::timeout(DEADLINE, subscription.changed())
+                .await
+                .is_ok()
+        };
+        // Events come in their order: when the later one is told, the earlier one was delivered.
+        fs::write(other.join("any"), "").unwrap();
+        fs::write(other.join("wanted"), "").unwrap();
+        assert!(
+            told(&second).await,
+            "the directory is still watched for the other"
+        );
+        let nothing = tokio::time::timeout(Duration::ZERO, first.changed()).await;
+        assert!(nothing.is_err(), "no longer watched");
+        fs::write(one.join("any"), "").unwrap();
+        assert!(told(&first).await);
+        let nothing = tokio::time::timeout(Duration::ZERO, second.changed()).await;
+        assert!(nothing.is_err(), "not of interest");
+        fs::remove_dir_all(&one).unwrap();
+        assert!(told(&first).await);
+        fs::create_dir(&one).unwrap();
+        first.watch(&one);
+        fs::write(one.join("any"), "").unwrap();
+        assert!(told(&first).await, "what is made anew is watched again");
+    }
+}

@@ -33,6 +33,13 @@ pub struct Look {
     pub directories: BTreeSet<PathBuf>,
 }
 
+/// Whether every process of the node may make links and files in a directory, as in `/dev/shm`: what
+/// is found there is no device that the administrator put there.
+fn is_open_to_everybody(place: &Path) -> bool {
+    const WRITABLE_BY_OTHERS: u32 = 0o002;
+    fs::metadata(place).is_ok_and(|metadata| metadata.mode() & WRITABLE_BY_OTHERS != 0)
+}
+
 enum Resolved {
     Node(Vec<String>, Metadata),
     Missing,
@@ -56,6 +63,9 @@ impl HostDev {
                 continue;
             }
             let place = self.place(&directory);
+            if is_open_to_everybody(&place) {
+                continue;
+            }
             entering(&place);
             if let Err(error) = self.list(&directory, &place, rule, &mut open, &mut look) {
                 // A directory may vanish while we look, except the first one.
@@ -253,6 +263,18 @@ mod tests {
             dev.target("/etc/passwd"),
             Some(Target::Outside("/etc/passwd".to_owned()))
         );
+    }
+
+    #[test]
+    fn directories_that_everybody_may_write_are_not_looked_into() {
+        use std::os::unix::fs::PermissionsExt;
+        let home = tempfile::tempdir().unwrap();
+        let place = home.path().join("shm");
+        fs::create_dir(&place).unwrap();
+        for (mode, open) in [(0o755, false), (0o1777, true)] {
+            fs::set_permissions(&place, fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(is_open_to_everybody(&place), open, "{mode:o}");
+        }
     }
 
     #[test]

@@ -17,13 +17,14 @@ use crate::file_events::Subscription;
 /// Name of the kubelet's socket.
 pub const KUBELET_SOCKET: &str = "kubelet.sock";
 
-/// What tells two files of one name apart. An inode number is used again at once, so the time of the
-/// last change belongs to it.
+/// What tells two files of one name apart. An inode number is used again at once, so the time at
+/// which the socket was bound belongs to it; not that of the last change, which moves when somebody
+/// relabels the file.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct FileIdentity {
     device: u64,
     inode: u64,
-    changed: (i64, i64),
+    bound: (i64, i64),
 }
 
 impl FileIdentity {
@@ -33,7 +34,7 @@ impl FileIdentity {
         Some(Self {
             device: metadata.dev(),
             inode: metadata.ino(),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
+            bound: (metadata.mtime(), metadata.mtime_nsec()),
         })
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crds::resource::ContainerAccess;
 use futures::Stream;
 use node_agent_core::allocation::{self, Answer};
-use node_agent_core::discovery::{Kind, Target};
+use node_agent_core::discovery::{Kind, Target, forbidden};
 use node_agent_core::inventory::Inventory;
 use proto::v1beta1::device_plugin_server::DevicePlugin;
 use proto::v1beta1::{
@@ -181,8 +181,10 @@ impl Answers {
             target,
             Some(Target::Device {
                 kind: Kind::Character,
+                major,
+                minor,
                 ..
-            })
+            }) if forbidden(major, minor).is_none()
         )
     }
 }

@@ -158,7 +158,7 @@ mod tests {
             health,
             reason: "device node is gone".to_owned(),
             since: Timestamp::UNIX_EPOCH,
-            missing_since: None,
+            idle_since: None,
             allocated: false,
         };
         Inventory {

@@ -211,7 +211,7 @@ fn usable<'a>(path: &str, target: &'a Target) -> Verdict<'a> {
 
 /// Devices that give a container the whole machine, by number: a node with these numbers is the
 /// device, whatever its name.
-fn forbidden(major: u32, minor: u32) -> Option<&'static str> {
+pub fn forbidden(major: u32, minor: u32) -> Option<&'static str> {
     match (major, minor) {
         (1, 1) => Some("/dev/mem, which gives access to all memory"),
         (1, 2) => Some("/dev/kmem, which gives access to the kernel's memory"),

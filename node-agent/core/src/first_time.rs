@@ -14,6 +14,8 @@ pub struct Patience {
     pub look_again: Duration,
     /// How soon to try a lock again that another process holds.
     pub lock_poll: Duration,
+    /// How long a process that holds the lock counts as one that is leaving.
+    pub leaving: Duration,
 }
 
 impl Default for Patience {
@@ -23,8 +25,11 @@ impl Default for Patience {
             after_kubelet_start: Duration::from_secs(15),
             // Nobody waits for the end of a foreign plugin by the second.
             look_again: Duration::from_secs(5),
-            // A hand-over is noticed within this time; a try is one system call.
+            // A hand-over is noticed within this time; a try is a handful of system calls.
             lock_poll: Duration::from_millis(50),
+            // A pod that is deleted ends within ten seconds. At half of this a slow end would be told
+            // as trouble; double would only delay the telling.
+            leaving: Duration::from_secs(15),
         }
     }
 }
@@ -42,7 +47,7 @@ pub struct Evidence<'a> {
     pub socket_age: Duration,
     /// Readings of the kubelet's own list since the lock was won, in order.
     pub readings: &'a [Reading],
-    /// Now, by the clock of the readings.
+    /// Now, by the clock of the readings, which began with the first try of the lock.
     pub now: Duration,
 }
 
@@ -76,8 +81,10 @@ pub fn answer(evidence: &Evidence, patience: &Patience) -> Answer {
     let resource = evidence.resource;
     match (evidence.served_before, evidence.lock_is_ours) {
         (true, true) => return Answer::Register,
-        (true, false) => return Answer::TryLock(patience.lock_poll),
-        (false, false) => {
+        (true, false) if evidence.now < patience.leaving => {
+            return Answer::TryLock(patience.lock_poll);
+        }
+        (true | false, false) => {
             let told = format!(
                 "resource {resource:?} is served by another agent of this operator on this node, \
                  which holds its lock"
@@ -99,7 +106,8 @@ pub fn answer(evidence: &Evidence, patience: &Patience) -> Answer {
             Err(error) => {
                 let told = format!(
                     "failed to read from the kubelet whether another plugin serves resource \
-                     {resource:?}: {error}"
+                     {resource:?}; if this stays, check that the chart's value kubeletRootDir is \
+                     the kubelet's --root-dir: {error}"
                 );
                 return Answer::Unreadable(told, patience.between_readings);
             }
@@ -157,6 +165,20 @@ mod tests {
             ask(true, false, 0, &[]),
             Answer::TryLock(Duration::from_millis(50))
         );
+    }
+
+    #[test]
+    fn a_lock_that_stays_taken_is_told_as_taken() {
+        let evidence = Evidence {
+            resource: "example.com/x",
+            served_before: true,
+            lock_is_ours: false,
+            socket_age: SECOND,
+            readings: &[],
+            now: SECOND * 15,
+        };
+        let answer = answer(&evidence, &Patience::default());
+        assert!(matches!(answer, Answer::Foreign(told, _) if told.contains("another agent")));
     }
 
     #[test]

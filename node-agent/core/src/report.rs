@@ -365,7 +365,7 @@ mod tests {
             health,
             reason,
             since: at(7),
-            missing_since: None,
+            idle_since: None,
             allocated,
         }
     }

@@ -182,7 +182,11 @@ async fn a_device_that_is_gone_is_an_error_and_a_message() {
 #[tokio::test]
 async fn a_refused_call_makes_the_agent_look() {
     let mut rig = Rig::new(Model::V1_37);
+    // Nothing else does: no event, no poll, and no word about who holds what.
     rig.settings.file_events = false;
+    std::fs::remove_file(rig.settings.pod_resources_dir.join("kubelet.sock")).unwrap();
+    let state = r#"{"configUid":"uid-1","revision":"0","resources":["example.com/tty"]}"#;
+    std::fs::write(rig.settings.state_dir.join("test"), state).unwrap();
     rig.plug("tty0");
     let slow = json!({
         "name": TTY,

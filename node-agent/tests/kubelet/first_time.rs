@@ -56,12 +56,35 @@ async fn another_plugin_is_left_alone_until_it_is_gone() {
         .until(|answers| answers.readings > readings + 1)
         .await;
     assert!(rig.kubelet.known().calls.is_empty() && rig.plugin_sockets().is_empty());
+    // Meanwhile the lock is free for whoever it may be.
+    let path = rig.settings.lock_dir.join(lock_name(TTY));
+    let taken = fs::File::open(path).unwrap();
+    let take = || flock(&taken, FlockOperation::NonBlockingLockExclusive).is_ok();
+    until("the lock is free", take).await;
+    drop(taken);
     rig.pod_resources
         .answer(|answers| answers.allocatable.clear());
     rig.kubelet
         .until("served", |known| known.is_served(TTY))
         .await;
     agent.until_ready().await;
+    agent.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_new_kubelet_is_read_twice_again() {
+    let mut rig = Rig::new(Model::V1_37);
+    // What must not be over before the second kubelet comes.
+    rig.settings.timing.first_time.after_kubelet_start = Duration::from_millis(700);
+    let agent = rig.start();
+    rig.pod_resources
+        .until(|answers| answers.readings == 1)
+        .await;
+    rig.kubelet.bind();
+    rig.kubelet
+        .until("served", |known| known.is_served(TTY))
+        .await;
+    assert_eq!(rig.pod_resources.now().readings, 3);
     agent.stop().await.unwrap();
 }
 

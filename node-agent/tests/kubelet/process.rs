@@ -204,7 +204,8 @@ async fn the_endpoint_answers_and_the_log_level_is_live() {
         "users": [{ "name": "u", "user": {} }],
     });
     fs::write(&kubeconfig, contents.to_string()).unwrap();
-    let free = std::net::TcpListener::bind("127.0.0.1:0")
+    // An address of its own, so that no other test takes the port in between.
+    let free = std::net::TcpListener::bind("127.77.0.1:0")
         .unwrap()
         .local_addr()
         .unwrap()

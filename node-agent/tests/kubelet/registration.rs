@@ -287,7 +287,9 @@ async fn stale_sockets_of_ours_are_removed() {
 /// 15: in the process itself; as a process in `process.rs`.
 #[tokio::test]
 async fn a_stop_ends_streams_and_removes_sockets() {
-    let rig = Rig::new(Model::V1_37);
+    let mut rig = Rig::new(Model::V1_37);
+    // Streams are ended, not waited for.
+    rig.settings.timing.close = Duration::from_secs(3600);
     let agent = rig.start();
     let known = rig
         .kubelet
