@@ -22,7 +22,7 @@ use crate::plugin_directory::{self, View};
 use crate::plugin_service::Answers;
 use crate::registrar::Registrar;
 use crate::reporter::Reporter;
-use crate::settings::Settings;
+use crate::settings::{ApiAccess, Settings};
 use crate::state_file::StateFile;
 
 /// What an agent needs to run.
@@ -43,15 +43,6 @@ pub struct Agent {
     pub readiness: Readiness,
     /// The process's logs.
     pub logs: Option<Logs>,
-}
-
-/// How to reach the API server.
-#[derive(Clone, Debug)]
-pub enum ApiAccess {
-    /// As the pod's service account, or the user's kubeconfig.
-    Infer,
-    /// Like this.
-    Given(Box<kube::Config>),
 }
 
 /// What all resources of the agent share.

@@ -23,4 +23,5 @@ mod reporter;
 pub mod settings;
 mod state_file;
 
-pub use agent::{Agent, ApiAccess, run};
+pub use agent::{Agent, run};
+pub use settings::ApiAccess;

@@ -16,11 +16,10 @@ use node_agent_core::writing::{Decision, Meter, decision};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use crate::agent::ApiAccess;
 use crate::error_chain::chained;
 use crate::node_object::{self, ObjectSeen, Present};
 use crate::random::jitter;
-use crate::settings::Timing;
+use crate::settings::{ApiAccess, Timing};
 
 /// How long a watch may be silent: the API server ends each within five minutes, and the client looks
 /// again after that.

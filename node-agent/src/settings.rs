@@ -9,6 +9,15 @@ use node_agent_core::pace::Pace;
 use node_agent_core::registration::Limits;
 use node_agent_core::writing::WRITE_GAP;
 
+/// How to reach the API server.
+#[derive(Clone, Debug)]
+pub enum ApiAccess {
+    /// As the pod's service account, or the user's kubeconfig.
+    Infer,
+    /// Like this.
+    Given(Box<kube::Config>),
+}
+
 /// Places and times.
 #[derive(Clone, Debug)]
 pub struct Settings {

@@ -116,7 +116,9 @@ pub fn plan(seen: &Snapshot) -> Plan {
     extend_in_turns(&mut plan, node_writes);
     if !seen.kinds_missing {
         remove_orphans(seen, &mut plan);
-        pools::plan(seen, &serving, &mut plan);
+        let (labels, statuses) = pools::lacking(seen, &serving);
+        plan.actions.extend(labels);
+        plan.pools.extend(statuses);
     }
     // A second write to one object would carry a resource version that the first has outdated.
     let mut written = BTreeSet::new();

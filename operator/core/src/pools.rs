@@ -6,7 +6,6 @@ use crds::names::POOL_LABEL_PREFIX;
 use crds::{DevicePluginPool, DevicePluginPoolStatus};
 
 use crate::action::{Action, PoolStatus, Write};
-use crate::plan::Plan;
 use crate::seen::Identity;
 use crate::selection::{matches, selects_pool};
 use crate::snapshot::Snapshot;
@@ -17,8 +16,9 @@ const CONFIGS_MAX: usize = 32;
 /// By config, the names of the nodes that serve all its resources.
 pub type Serving<'a> = BTreeMap<&'a str, BTreeSet<&'a str>>;
 
-/// Adds what pools lack.
-pub fn plan(seen: &Snapshot, serving: &Serving<'_>, plan: &mut Plan) {
+/// What pools lack: labels, and statuses that differ.
+pub fn lacking(seen: &Snapshot, serving: &Serving<'_>) -> (Vec<Action>, Vec<PoolStatus>) {
+    let (mut labels_lacking, mut statuses) = (Vec::new(), Vec::new());
     for (name, pool) in &seen.pools {
         if pool.metadata.deletion_timestamp.is_some() {
             continue;
@@ -30,7 +30,7 @@ pub fn plan(seen: &Snapshot, serving: &Serving<'_>, plan: &mut Plan) {
             .and_then(|labels| labels.get(&key))
             .is_none_or(|value| !value.is_empty())
         {
-            plan.actions.push(Action {
+            labels_lacking.push(Action {
                 config: String::new(),
                 write: Write::LabelPool {
                     on: on.clone(),
@@ -40,9 +40,10 @@ pub fn plan(seen: &Snapshot, serving: &Serving<'_>, plan: &mut Plan) {
         }
         let status = status(seen, pool, serving);
         if pool.status.as_ref() != Some(&status) {
-            plan.pools.push(PoolStatus { on, status });
+            statuses.push(PoolStatus { on, status });
         }
     }
+    (labels_lacking, statuses)
 }
 
 fn status(

@@ -1,9 +1,10 @@
 //! A config that changes: what is part of a revision waits, the rest acts at once.
 
-use crds::placement::{AgentSettings, LogLevel};
+use crds::placement::{AgentSettings, LogLevel, Toleration};
 
 use super::World;
 use crate::plan::plan;
+use crate::seen::Taint;
 
 #[test]
 fn a_changed_resource_touches_nothing_and_says_so() {
@@ -40,6 +41,31 @@ fn a_changed_resource_touches_nothing_and_says_so() {
             && message.contains(&stable)
             && message.contains(&target),
         "{message}"
+    );
+}
+
+#[test]
+fn tolerations_that_wait_add_and_remove_no_node() {
+    let taint = |effect: &str| Taint {
+        key: "dedicated".to_owned(),
+        value: String::new(),
+        effect: effect.to_owned(),
+    };
+    let mut world = World::with_fuse(&["n1", "n2"]);
+    world.change_node("n2", |node| node.taints = vec![taint("NoSchedule")]);
+    world.settle();
+    assert_eq!(world.counts("fuse")[0], 1);
+    world.change_config("fuse", |config| {
+        let everything: Toleration = serde_yaml::from_str("{operator: Exists}").unwrap();
+        let agent = config.spec.agent.get_or_insert_default();
+        agent.tolerations.push(everything);
+    });
+    assert_eq!(world.settle(), ["status fuse"]);
+    assert_eq!(world.condition("fuse", "Ready").reason, "Blocked");
+    assert_eq!(
+        world.counts("fuse")[0],
+        1,
+        "n2 gets no agent before the change is rolled out"
     );
 }
 

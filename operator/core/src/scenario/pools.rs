@@ -111,6 +111,17 @@ fn a_pool_that_is_taken_away_lets_its_nodes_go_after_the_grace() {
         world.condition("serial", "Accepted").reason,
         "NoMatchingPools"
     );
+    let degraded = world.condition("serial", "Degraded");
+    assert_eq!(
+        (degraded.status.as_str(), degraded.reason.as_str()),
+        ("True", "NoMatchingPools")
+    );
+    for message in [degraded.message, world.condition("serial", "Ready").message] {
+        assert!(
+            message.contains("no longer selected: ") && message.contains("kept until"),
+            "{message}"
+        );
+    }
     world.wait(300);
     world.settle();
     assert_eq!(world.counts("serial")[0], 0);
