@@ -94,11 +94,53 @@ pub fn build(options: &Options, cache: &Cache, progress: &Progress) -> Result<Ve
 }
 
 /// A static program: the image holds no C library.
+/// Packages of the workspace that are in our images.
+const WORKSPACE_PACKAGES: [&str; 7] = [
+    "crds",
+    "daemon",
+    "node-agent",
+    "node-agent-core",
+    "operator",
+    "operator-core",
+    "proto",
+];
+
+/// Throws away what another checkout has built from the workspace: cargo cannot tell two checkouts
+/// apart in one target directory, and an image would hold the other one's code. What is built from
+/// the registry stays.
+fn disown(target_directory: &Path, target: &str, options: &Options) -> Result<()> {
+    let workspace = fs::canonicalize(&options.workspace)
+        .with_context(|| format!("failed to find {:?}", options.workspace.display()))?;
+    // Each profile has artefacts, and so an owner, of its own.
+    let owner = target_directory.join(format!("checkout-{}", options.profile));
+    let wanted = workspace.display().to_string();
+    if fs::read_to_string(&owner).is_ok_and(|present| present == wanted) {
+        return Ok(());
+    }
+    if target_directory.exists() {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut clean = Command::new(cargo);
+        clean
+            .current_dir(&workspace)
+            .args(["clean", "--quiet", "--profile", &options.profile])
+            .args(["--target", target, "--target-dir"])
+            .arg(target_directory);
+        for package in WORKSPACE_PACKAGES {
+            clean.args(["--package", package]);
+        }
+        run(&mut clean)?;
+    }
+    fs::create_dir_all(target_directory)
+        .with_context(|| format!("failed to create {:?}", target_directory.display()))?;
+    fs::write(&owner, wanted).with_context(|| format!("failed to write {:?}", owner.display()))
+}
+
 fn compile(product: Product, options: &Options, cache: &Cache) -> Result<PathBuf> {
     // Apart from the developer's own: the flags differ, and each would throw the other's work away.
     let target_directory = cache.root().join("image-build");
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    disown(&target_directory, &target, options)?;
     // One package at a time: together, cargo would unite the features of both, and of the tests.
     run(Command::new(cargo)
         .current_dir(&options.workspace)
