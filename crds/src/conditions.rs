@@ -60,10 +60,28 @@ words! {
         NoMatchingNodes,
         /// Every selected node serves the target revision.
         Complete,
-        /// Agents are starting on selected nodes.
+        /// Agents are starting on selected nodes, or a changed config spreads over them.
         RollingOut,
-        /// A changed config waits.
+        /// A changed config waits for a new agent to prove itself.
+        Soaking,
+        /// A changed config waits because `rollout.paused` says so.
+        Paused,
+        /// A changed config cannot be rolled out; the message says why.
         Blocked,
+        /// The ledger holds as many claims as it can; the change waits for some to end.
+        LedgerFull,
+        /// The DaemonSet controller has not made a pod that is waited for.
+        ActuatorSlow,
+        /// A node is being brought back to the revision that it served before.
+        RollingBack,
+        /// A changed config failed on a node, and no further node is changed.
+        Halted,
+        /// A node serves neither the new nor the old revision.
+        Quarantined,
+        /// Another plugin takes a resource over again and again.
+        Contested,
+        /// A kubelet lists devices that no plugin serves.
+        PhantomResource,
         /// The config is being deleted.
         Deleting,
         /// Agents fail on some nodes.
@@ -94,6 +112,10 @@ words! {
         Registered,
         /// Whether every device is Healthy.
         DevicesHealthy,
+        /// Whether another plugin takes a resource over again and again.
+        Contested,
+        /// Whether the kubelet lists devices of a resource that no plugin serves.
+        PhantomResource,
     }
 }
 
@@ -122,6 +144,14 @@ words! {
         NoDevices,
         /// Device nodes were refused for what they are.
         DevicesRefused,
+        /// Nobody else registers our resources.
+        Uncontested,
+        /// The kubelet's list keeps being replaced by another plugin's.
+        TakenOver,
+        /// The kubelet lists nothing that nobody serves.
+        NoPhantom,
+        /// The kubelet lists devices that nobody serves; only its restart removes them.
+        StaleRegistration,
     }
 }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::placement::AgentSettings;
 use crate::resource::Resource;
+use crate::rollout::RolloutSettings;
 use crate::selector::LabelSelector;
 
 /// Which nodes serve which devices as which extended resources.
@@ -34,6 +35,7 @@ use crate::selector::LabelSelector;
     printcolumn(name = "Revision", type_ = "string", json_path = ".status.targetRevision", description = "The revision that the spec asks for"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.summary", priority = 1, description = "What happens or is waited for"),
+    printcolumn(name = "Paused", type_ = "boolean", json_path = ".spec.rollout.paused", priority = 1, description = "Whether no further node is changed"),
     printcolumn(name = "Stable", type_ = "string", json_path = ".status.stableRevision", priority = 1, description = "The revision that nodes run unless they are being changed")
 )]
 #[serde(rename_all = "camelCase")]
@@ -61,6 +63,10 @@ pub struct DevicePluginConfigSpec {
     /// Settings of the agent's pods. Left out: the product's defaults.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<AgentSettings>,
+    /// How changes of `resources` and `agent` spread over the nodes. Left out: one node after the
+    /// other, each judged before the next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutSettings>,
 }
 
 /// Grace for nodes that stop matching where `labelLossGraceSeconds` is left out, in seconds: a
@@ -91,6 +97,9 @@ pub struct DevicePluginConfigStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub resources: Vec<ResourceCounts>,
+    /// The change that is under way; absent while there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutStatus>,
     /// The operator's default agent image where it differs from the one that is rolled out; empty
     /// otherwise.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -105,8 +114,8 @@ pub struct DevicePluginConfigStatus {
     pub conditions: Vec<Condition>,
 }
 
-/// Counts of nodes: `desired` is the sum of `updated`, `pending`, `failed`, `skipped` and
-/// `unreachable`.
+/// Counts of nodes: `desired` is the sum of `updated`, `pending`, `inFlight`, `failed`,
+/// `rolledBack`, `skipped` and `unreachable`.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeCounts {
@@ -114,16 +123,64 @@ pub struct NodeCounts {
     pub desired: i32,
     /// Nodes that serve the target revision.
     pub updated: i32,
-    /// Nodes that do not serve the target revision yet.
+    /// Nodes that do not serve the target revision yet; those whose new agent stands by are among
+    /// them.
     pub pending: i32,
+    /// Nodes that are being changed: the new agent serves, or was to serve, and is not proven yet.
+    pub in_flight: i32,
     /// Nodes whose agent serves every resource, whatever its revision.
     pub ready: i32,
     /// Nodes whose agent fails.
     pub failed: i32,
+    /// Nodes that were brought back from the target revision, which failed there.
+    pub rolled_back: i32,
     /// Nodes left alone because something else serves a resource there.
     pub skipped: i32,
     /// Nodes that Kubernetes cannot reach.
     pub unreachable: i32,
+}
+
+/// A change that is under way.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutStatus {
+    /// Nodes that run an unproven revision, or whose new agent was rolled back and whose old one
+    /// does not serve yet.
+    pub in_flight: i32,
+    /// Nodes whose new agent stands by beside the old one.
+    pub staged: i32,
+    /// The first ten nodes that are being changed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["node"]))]
+    pub sample: Vec<NodeInChange>,
+    /// The first ten nodes where the target revision failed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["node"]))]
+    pub failures: Vec<NodeFailure>,
+}
+
+/// A node that is being changed.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeInChange {
+    /// Name of the node.
+    pub node: String,
+    /// The phase of its change: Staging, Staged, Switching, Verifying, Soaking, Committing,
+    /// RollingBack, Quarantined or Releasing; docs/operations.md explains them.
+    pub phase: String,
+}
+
+/// A node where the target revision failed.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeFailure {
+    /// Name of the node.
+    pub node: String,
+    /// Why, in one word.
+    pub reason: String,
+    /// Why, in a sentence.
+    #[schemars(length(max = 1024))]
+    pub message: String,
 }
 
 /// Counts of devices.

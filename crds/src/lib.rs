@@ -12,6 +12,7 @@ pub mod node;
 pub mod placement;
 pub mod pool;
 pub mod resource;
+pub mod rollout;
 pub mod selector;
 
 pub use agent_config::AgentConfig;

@@ -11,6 +11,8 @@ pub const VERSION: &str = "v1alpha1";
 pub const OPERATOR_FIELD_MANAGER: &str = "device-plugin-operator";
 /// Field manager of the slot `status.active`, written by the agent that serves.
 pub const AGENT_ACTIVE_FIELD_MANAGER: &str = "agent-active";
+/// Field manager of the slot `status.standby`, written by the agent that stands by.
+pub const AGENT_STANDBY_FIELD_MANAGER: &str = "agent-standby";
 
 /// Keeps a config until its agents are gone and its traces on nodes are removed.
 pub const CLEANUP_FINALIZER: &str = "deviceplugins.dev/node-cleanup";
@@ -21,14 +23,27 @@ pub const CONFIG_LABEL: &str = "deviceplugins.dev/config";
 pub const REVISION_LABEL: &str = "deviceplugins.dev/revision";
 /// Annotation on a ControllerRevision: its number in the order of promotions, starting at 1.
 pub const PROMOTED_ANNOTATION: &str = "deviceplugins.dev/promoted";
+/// Annotation on a ControllerRevision that failed on a node: why, in a sentence. It is not rolled out
+/// again while it has the annotation.
+pub const FAILED_ANNOTATION: &str = "deviceplugins.dev/failed";
 /// Prefix of the membership label that the operator keeps on a pool, as OpenShift does on its pools.
 pub const POOL_LABEL_PREFIX: &str = "pools.deviceplugins.dev/";
 /// Prefix of the node labels that name the revision proven on a node. A kubelet may not set a
 /// label under `node-restriction.kubernetes.io` itself (NodeRestriction admission).
 pub const NODE_LABEL_PREFIX: &str = "deviceplugins.node-restriction.kubernetes.io/";
 
+/// First part of the name of a node label that stages a revision beside the proven one.
+const STAGE_PREFIX: &str = "stage.";
+
+/// The ConfigMap with the claims of all configs.
+pub const LEDGER: &str = "rollout-ledger";
+/// The ledger's only key.
+pub const LEDGER_KEY: &str = "ledger.json";
+/// The Lease that operators elect their leader with.
+pub const LEASE: &str = "device-plugin-operator";
+
 /// Longest name of a config: it becomes part of a label key, whose name part holds 63 characters,
-/// and later of the key `stage.<config>`.
+/// also of the key `stage.<config>`.
 pub const CONFIG_NAME_MAX: usize = 50;
 /// Longest name of any object (a DNS-1123 subdomain).
 const OBJECT_NAME_MAX: usize = 253;
@@ -65,6 +80,8 @@ pub mod agent_env {
     pub const NODE_NAME: &str = "NODE_NAME";
     /// UID of the agent's pod.
     pub const POD_UID: &str = "POD_UID";
+    /// What the agent is on a node where nothing says otherwise: `Active` or `Standby`.
+    pub const INITIAL_ROLE: &str = "INITIAL_ROLE";
 }
 
 /// Port of `/metrics`, `/healthz` and `/readyz` in both binaries' containers.
@@ -73,6 +90,18 @@ pub const HTTP_PORT: u16 = 8080;
 /// The label key that names the revision proven on a node for one config.
 pub fn node_revision_label(config: &str) -> String {
     format!("{NODE_LABEL_PREFIX}{config}")
+}
+
+/// The label key that stages a revision on a node beside the proven one. No config can have a name
+/// with a dot, so it is no other config's label.
+pub fn node_stage_label(config: &str) -> String {
+    format!("{NODE_LABEL_PREFIX}{STAGE_PREFIX}{config}")
+}
+
+/// The config that a node label of ours belongs to, whichever of its two labels it is.
+pub fn labelled_config(key: &str) -> Option<&str> {
+    let name = key.strip_prefix(NODE_LABEL_PREFIX)?;
+    Some(name.strip_prefix(STAGE_PREFIX).unwrap_or(name))
 }
 
 /// Name of the ControllerRevision, ConfigMap and DaemonSet of one revision.

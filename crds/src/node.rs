@@ -46,6 +46,13 @@ use crate::placement::LogLevel;
         description = "The revision that serves"
     ),
     printcolumn(
+        name = "Standby",
+        type_ = "string",
+        json_path = ".spec.standby",
+        description = "The revision that stands by",
+        priority = 1
+    ),
+    printcolumn(
         name = "Registered",
         type_ = "string",
         json_path = ".status.active.summary.registered",
@@ -80,8 +87,19 @@ pub struct DevicePluginNodeSpec {
     /// UID of the node: a node that was made again under the same name is another node.
     #[serde(rename = "nodeUID")]
     pub node_uid: String,
-    /// The revision whose agent serves on this node.
+    /// The revision whose agent may register at the kubelet of this node.
     pub active: String,
+    /// The revision whose agent runs beside it: it checks itself, counts devices and reports, and
+    /// does not register. Absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standby: Option<String>,
+    /// What the node served before its change began, which the new agent is judged against. Present
+    /// only while the node is being changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<Baseline>,
+    /// How the last change of this node ended, if it did not succeed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
     /// Since when the config's selection no longer matches the node; absent while it matches. The
     /// agent stays until the config's `labelLossGraceSeconds` have passed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -91,6 +109,60 @@ pub struct DevicePluginNodeSpec {
     pub log_level: Option<LogLevel>,
 }
 
+/// What a node served before a change.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Baseline {
+    /// When this was so.
+    pub taken_at: Time,
+    /// The revision that served: the proven one, which serves again if the new one fails.
+    pub revision: String,
+    /// Its resources.
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub resources: Vec<BaselineResource>,
+}
+
+/// What a node had of one resource before a change.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BaselineResource {
+    /// Name of the resource.
+    pub name: String,
+    /// Healthy devices.
+    pub healthy: i32,
+}
+
+/// How a change of a node ended that did not succeed.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Outcome {
+    /// The revision that the node was to serve.
+    pub revision: String,
+    /// What became of the node.
+    pub result: OutcomeResult,
+    /// Why, in one word.
+    #[schemars(length(max = 64))]
+    pub reason: String,
+    /// Why, in a sentence.
+    #[schemars(length(max = 1024))]
+    pub message: String,
+    /// When.
+    pub at: Time,
+}
+
+/// What became of a node whose change did not succeed: `RolledBack` (the old revision serves again),
+/// `Quarantined` (neither the new nor the old revision serves) or `Skipped` (the node was never
+/// switched).
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum OutcomeResult {
+    /// The old revision serves again.
+    RolledBack,
+    /// Neither the new nor the old revision serves.
+    Quarantined,
+    /// The node was never switched.
+    Skipped,
+}
+
 /// What the node's agent reports.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -98,8 +170,11 @@ pub struct DevicePluginNodeStatus {
     /// The report of the agent that serves, or waits to serve, on this node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active: Option<AgentReport>,
-    /// `DeviceManagerAvailable`, `Registered` and `DevicesHealthy`; the reasons are explained in
-    /// docs/operations.md.
+    /// The report of the agent that stands by; absent while none does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standby: Option<StandbyReport>,
+    /// `DeviceManagerAvailable`, `Registered`, `DevicesHealthy`, `Contested` and `PhantomResource`;
+    /// the reasons are explained in docs/operations.md.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -165,10 +240,77 @@ pub struct ResourceReport {
     pub healthy: i32,
     /// Those of them that containers hold.
     pub allocated: i32,
+    /// Ids that containers hold and that are not advertised.
+    #[serde(default)]
+    pub missing_allocated: i32,
+    /// What the kubelet itself lists as healthy devices of the resource; absent until it was read
+    /// after the stream opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubelet: Option<KubeletList>,
     /// Why the resource is not registered, or why devices were refused; empty when all is well.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 1024))]
     pub message: String,
+}
+
+/// The kubelet's own list of one resource, read from its pod-resources socket.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KubeletList {
+    /// Devices in it.
+    pub devices: i32,
+    /// Whether it holds exactly the Healthy devices that the agent sent.
+    pub matches: bool,
+    /// Since when that is so, or is not so.
+    pub since: Time,
+    /// Whether it was read at least two seconds after the stream opened: what an older stream's end
+    /// does to the list has happened by then.
+    pub read_after_stream: bool,
+}
+
+/// The report of an agent that stands by.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StandbyReport {
+    /// The revision that the agent runs.
+    pub revision: String,
+    /// UID of the agent's pod.
+    #[serde(rename = "podUID")]
+    pub pod_uid: String,
+    /// Version of the agent.
+    pub agent_version: String,
+    /// Whether it could serve.
+    pub preflight: Preflight,
+    /// What it would advertise, one entry for each resource of its revision.
+    #[serde(default)]
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub resources: Vec<StandbyResource>,
+}
+
+/// Whether an agent that stands by could serve.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Preflight {
+    /// Whether nothing speaks against it.
+    pub ok: bool,
+    /// What speaks against it, in sentences.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(max = 1024)))]
+    pub reasons: Vec<String>,
+}
+
+/// What an agent that stands by would advertise of one resource.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StandbyResource {
+    /// Name of the resource.
+    pub name: String,
+    /// Devices.
+    pub total: i32,
+    /// Those of them that are Healthy.
+    pub healthy: i32,
+    /// Ids that containers hold and that it would not advertise.
+    pub missing_allocated: i32,
 }
 
 /// One device on a node.

@@ -153,6 +153,7 @@ impl Reporter {
         let desired = report::conditions(seen);
         let now = Time(Timestamp::now());
         DevicePluginNodeStatus {
+            standby: None,
             active: Some(report::report(&self.identity, seen)),
             conditions: conditions::merged(
                 &there.status.conditions,

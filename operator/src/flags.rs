@@ -1,6 +1,7 @@
 //! Flags and environment of the process.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::ensure;
 use clap::{Args, Parser, Subcommand};
@@ -60,6 +61,9 @@ pub struct RunFlags {
     /// Most writes to Nodes and DevicePluginNodes per second: each reaches every watcher of nodes.
     #[arg(long, env = "NODE_WRITES_PER_SECOND", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub node_writes_per_second: u32,
+    /// How often kubelets write their nodes' status, in seconds: their `nodeStatusUpdateFrequency`.
+    #[arg(long, env = "NODE_STATUS_PERIOD_SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=300))]
+    pub node_status_period_seconds: u64,
     /// Most nodes that are labelled per second.
     #[arg(long, env = "PINS_PER_SECOND", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub pins_per_second: u32,
@@ -100,6 +104,7 @@ impl RunFlags {
             agent_service_account: self.agent_service_account.clone(),
             device_plugin_dir: self.device_plugin_dir.clone(),
             kubelet_root_dir: self.kubelet_root_dir.clone(),
+            node_status_period: Duration::from_secs(self.node_status_period_seconds),
         })
     }
 }

@@ -70,6 +70,8 @@ fn resource_report(name: &str, seen: &ResourceSeen) -> ResourceReport {
         total: count(inventory.devices.len()),
         healthy: count(inventory.healthy()),
         allocated: count(inventory.allocated()),
+        missing_allocated: 0,
+        kubelet: None,
         message: shortened(&resource_message(seen), MESSAGE_MAX),
     }
 }

@@ -1,6 +1,8 @@
 //! What the operator may write. An action names what it was decided on and leaves no choice to
 //! whoever executes it.
 
+use std::collections::BTreeMap;
+
 use crds::names::{CONFIG_LABEL, OPERATOR_FIELD_MANAGER};
 use crds::{
     DevicePluginConfigStatus, DevicePluginNode, DevicePluginNodeSpec, DevicePluginPoolStatus,
@@ -68,14 +70,19 @@ pub enum Write {
         /// Its whole spec.
         spec: Box<DevicePluginNodeSpec>,
     },
-    /// Sets or removes a label of a node.
+    /// Sets and removes labels of a node, all at once.
     LabelNode {
         /// The node.
         on: Identity,
-        /// The label's key.
-        key: String,
-        /// Its value; absent removes it.
-        value: Option<String>,
+        /// The labels; one without a value is removed.
+        labels: BTreeMap<String, Option<String>>,
+    },
+    /// Sets annotations of a ControllerRevision.
+    AnnotateRevision {
+        /// The ControllerRevision.
+        on: Identity,
+        /// The annotations.
+        annotations: BTreeMap<String, String>,
     },
     /// Sets the membership label of a pool.
     LabelPool {
@@ -157,7 +164,7 @@ impl Write {
     pub fn kind(&self) -> Kind {
         match self {
             Self::SetFinalizers { .. } => Kind::Config,
-            Self::CreateRevision { .. } => Kind::Revision,
+            Self::CreateRevision { .. } | Self::AnnotateRevision { .. } => Kind::Revision,
             Self::CreateConfigMap { .. } => Kind::ConfigMap,
             Self::CreateDaemonSet { .. } | Self::PatchDaemonSet { .. } => Kind::DaemonSet,
             Self::CreateNodeObject { .. } | Self::PatchNodeObject { .. } => Kind::NodeObject,
@@ -178,6 +185,7 @@ impl Write {
             | Self::PatchDaemonSet { .. }
             | Self::PatchNodeObject { .. }
             | Self::LabelNode { .. }
+            | Self::AnnotateRevision { .. }
             | Self::LabelPool { .. } => Verb::Patch,
             Self::Delete { .. } => Verb::Delete,
         }
@@ -196,6 +204,7 @@ impl Write {
             | Self::PatchDaemonSet { on, .. }
             | Self::PatchNodeObject { on, .. }
             | Self::LabelNode { on, .. }
+            | Self::AnnotateRevision { on, .. }
             | Self::LabelPool { on, .. }
             | Self::Delete { on, .. } => &on.name,
         }
@@ -212,6 +221,7 @@ impl Write {
             | Self::PatchDaemonSet { on, .. }
             | Self::PatchNodeObject { on, .. }
             | Self::LabelNode { on, .. }
+            | Self::AnnotateRevision { on, .. }
             | Self::LabelPool { on, .. }
             | Self::Delete { on, .. } => Some(on),
         }
@@ -220,8 +230,8 @@ impl Write {
     /// What limits how fast writes like this one may follow each other.
     pub fn pace(&self) -> Pace {
         match self {
-            Self::LabelNode { value: Some(_), .. } => Pace::Pin,
-            Self::LabelNode { value: None, .. }
+            Self::LabelNode { labels, .. } if labels.values().any(Option::is_some) => Pace::Pin,
+            Self::LabelNode { .. }
             | Self::CreateNodeObject { .. }
             | Self::PatchNodeObject { .. }
             // A node may refuse its agent's pod every time; so do many at once in an outage.
@@ -234,6 +244,7 @@ impl Write {
             | Self::CreateConfigMap { .. }
             | Self::CreateDaemonSet { .. }
             | Self::PatchDaemonSet { .. }
+            | Self::AnnotateRevision { .. }
             | Self::LabelPool { .. }
             | Self::Delete { .. } => Pace::Free,
         }
@@ -258,9 +269,12 @@ impl Write {
                 }}),
             )),
             Self::PatchNodeObject { on, spec } => Some(patch(on, node_object_spec(spec))),
-            Self::LabelNode { on, key, value } => Some(patch(
+            Self::LabelNode { on, labels } => {
+                Some(patch(on, json!({ "metadata": { "labels": labels } })))
+            }
+            Self::AnnotateRevision { on, annotations } => Some(patch(
                 on,
-                json!({ "metadata": { "labels": { key: value } } }),
+                json!({ "metadata": { "annotations": annotations } }),
             )),
             Self::LabelPool { on, key } => {
                 Some(patch(on, json!({ "metadata": { "labels": { key: "" } } })))
@@ -312,6 +326,9 @@ fn node_object_spec(spec: &DevicePluginNodeSpec) -> Value {
         node_name,
         node_uid,
         active,
+        standby,
+        baseline,
+        outcome,
         unmatched_since,
         log_level,
     } = spec;
@@ -320,6 +337,9 @@ fn node_object_spec(spec: &DevicePluginNodeSpec) -> Value {
         "nodeName": node_name,
         "nodeUID": node_uid,
         "active": active,
+        "standby": standby,
+        "baseline": baseline,
+        "outcome": outcome,
         "unmatchedSince": unmatched_since,
         "logLevel": log_level,
     }})

@@ -7,7 +7,8 @@ use std::fmt;
 use crds::DevicePluginConfig;
 use crds::config::DEFAULT_LABEL_LOSS_GRACE_SECONDS;
 use crds::names::{
-    CLEANUP_FINALIZER, CONFIG_LABEL, NODE_LABEL_PREFIX, POOL_LABEL_PREFIX, node_object,
+    CLEANUP_FINALIZER, CONFIG_LABEL, NODE_LABEL_PREFIX, POOL_LABEL_PREFIX, labelled_config,
+    node_object,
 };
 use k8s_openapi::jiff::SignedDuration;
 use serde_json::Value;
@@ -111,7 +112,9 @@ fn belongs_to_us(seen: &Snapshot, action: &Action, config: Option<&DevicePluginC
     match &action.write {
         Write::SetFinalizers { on, .. } => uid == Some(&on.uid) && on.name == action.config,
         Write::LabelPool { key, .. } => *key == format!("{POOL_LABEL_PREFIX}{name}"),
-        Write::LabelNode { key, .. } => key.strip_prefix(NODE_LABEL_PREFIX) == Some(&action.config),
+        Write::LabelNode { labels, .. } => labels
+            .keys()
+            .all(|key| labelled_config(key) == Some(&action.config)),
         Write::CreateNodeObject { object } => {
             let owner = controller_uid(&object.metadata, "DevicePluginConfig");
             uid == Some(&owner) && *name == node_object(&action.config, &object.spec.node_name)
@@ -128,6 +131,7 @@ fn belongs_to_us(seen: &Snapshot, action: &Action, config: Option<&DevicePluginC
                 && text("/metadata/ownerReferences/0/uid") == uid
                 && label.and_then(Value::as_str) == Some(&action.config)
         }
+        Write::AnnotateRevision { on, .. } => owner(seen, Kind::Revision, on).as_deref() == uid,
         Write::PatchDaemonSet { on, .. } => owner(seen, Kind::DaemonSet, on).as_deref() == uid,
         Write::PatchNodeObject { on, .. } => owner(seen, Kind::NodeObject, on).as_deref() == uid,
         Write::Delete {
@@ -177,9 +181,7 @@ fn keeps_agents(seen: &Snapshot, action: &Action, config: Option<&DevicePluginCo
             kind: Kind::DaemonSet,
             ..
         } => !is_live,
-        Write::LabelNode {
-            on, value: None, ..
-        } => match config {
+        Write::LabelNode { on, labels } if labels.values().any(Option::is_none) => match config {
             None => !seen.unreadable_configs.contains(&action.config),
             Some(config) if is_live => may_leave(seen, config, &on.name, &action.config),
             Some(_) => true,
@@ -338,23 +340,34 @@ fn names_known_revision(
     action: &Action,
     config: Option<&DevicePluginConfig>,
 ) -> bool {
-    let revision = match &action.write {
-        Write::LabelNode {
-            value: Some(revision),
-            ..
-        } => revision,
-        Write::CreateNodeObject { object } => &object.spec.active,
-        Write::PatchNodeObject { spec, .. } => &spec.active,
+    let spec = match &action.write {
+        Write::LabelNode { labels, .. } => {
+            let mut named = labels.values().flatten();
+            return named.all(|revision| stands(seen, config, revision));
+        }
+        Write::CreateNodeObject { object } => &object.spec,
+        Write::PatchNodeObject { spec, .. } => spec,
         _ => return true,
     };
-    let uid = config.and_then(|config| config.metadata.uid.as_deref());
-    let name = crds::names::revision_object(&action.config, revision);
+    let mut named = std::iter::once(&spec.active).chain(&spec.standby);
+    named.all(|revision| stands(seen, config, revision))
+}
+
+/// Whether a revision can run: its content is known and its DaemonSet is there.
+fn stands(seen: &Snapshot, config: Option<&DevicePluginConfig>, revision: &str) -> bool {
+    let Some((name, uid)) = config.and_then(|config| {
+        let metadata = &config.metadata;
+        metadata.name.as_deref().zip(metadata.uid.as_deref())
+    }) else {
+        return false;
+    };
+    let name = crds::names::revision_object(name, revision);
     let set = seen.daemon_sets.get(&name).filter(|one| !one.deleting);
-    let stands = seen
+    let content = seen
         .revisions
         .get(&name)
-        .filter(|one| one.content.is_some());
-    stands.is_some() && uid.is_some() && set.map(|one| one.owner_uid.as_str()) == uid
+        .and_then(|one| one.content.as_ref());
+    content.is_some() && set.is_some_and(|set| set.owner_uid == uid)
 }
 
 #[cfg(test)]
@@ -420,8 +433,7 @@ mod tests {
         let mut world = world();
         let unlabel = |seen: &Snapshot| Write::LabelNode {
             on: seen.nodes["n1"].id.clone(),
-            key: crds::names::node_revision_label("fuse"),
-            value: None,
+            labels: [(crds::names::node_revision_label("fuse"), None)].into(),
         };
         assert_eq!(rules(&world.seen, unlabel(&world.seen)), [AGENTS]);
         let now = world.seen.now;
@@ -446,8 +458,7 @@ mod tests {
         let world = world();
         let label = |key: &str, value: &str| Write::LabelNode {
             on: world.seen.nodes["n1"].id.clone(),
-            key: key.to_owned(),
-            value: Some(value.to_owned()),
+            labels: [(key.to_owned(), Some(value.to_owned()))].into(),
         };
         let key = crds::names::node_revision_label("fuse");
         assert_eq!(rules(&world.seen, label(&key, "0123456789")), [STANDS]);
@@ -558,8 +569,7 @@ mod tests {
         };
         let write = Write::LabelNode {
             on,
-            key,
-            value: Some(world.revision("fuse")),
+            labels: [(key, Some(world.revision("fuse")))].into(),
         };
         assert_eq!(rules(&world.seen, write), [ASSUMED]);
         let object = &world.seen.node_objects["fuse.n1"];

@@ -9,6 +9,7 @@ pub mod action;
 pub mod audit;
 mod deletion;
 mod installation;
+pub mod ledger;
 mod lineage;
 pub mod messages;
 mod nodes;

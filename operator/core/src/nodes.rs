@@ -71,8 +71,7 @@ fn member_write(scope: &Scope<'_>, member: &Member<'_>, revision: &str) -> Optio
 pub fn label(scope: &Scope<'_>, member: &Member<'_>, value: Option<&str>) -> Write {
     Write::LabelNode {
         on: member.node.id.clone(),
-        key: scope.label.clone(),
-        value: value.map(str::to_owned),
+        labels: [(scope.label.clone(), value.map(str::to_owned))].into(),
     }
 }
 
@@ -89,6 +88,9 @@ fn object_write(scope: &Scope<'_>, member: &Member<'_>, revision: &str) -> Optio
         node_name: member.node.id.name.clone(),
         node_uid: member.node.id.uid.clone(),
         active: revision.to_owned(),
+        standby: None,
+        baseline: None,
+        outcome: None,
         unmatched_since: (!is_selected).then(|| since.unwrap_or(Time(now))),
         log_level: agent.and_then(|agent| agent.log_level),
     };

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crds::conditions::{ConfigCondition, ConfigReason};
-use crds::names::{CLEANUP_FINALIZER, NODE_LABEL_PREFIX};
+use crds::names::{CLEANUP_FINALIZER, labelled_config};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
@@ -11,6 +11,7 @@ use crate::action::{Action, ConfigStatus, Pace, PoolStatus, Write};
 use crate::audit::Violation;
 use crate::deletion;
 use crate::installation;
+use crate::ledger::LedgerWrite;
 use crate::nodes::{self, earliest};
 use crate::pools::{self, Serving};
 use crate::scope::{Index, Scope};
@@ -20,6 +21,12 @@ use crate::status;
 /// What is to be done.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
+    /// The ledger to write before anything else. Where that fails, nothing is acted on: the pass
+    /// ends.
+    pub ledger: Option<LedgerWrite>,
+    /// The ledger is a later leader's: nothing is written, and whoever executes this asks again
+    /// whether it leads.
+    pub deposed: bool,
     /// Writes, in order. Those of one config follow one another: when one is refused, the rest of
     /// them wait for the next look.
     pub actions: Vec<Action>,
@@ -150,7 +157,7 @@ fn extend_in_turns(plan: &mut Plan, of_configs: Vec<(&str, Vec<Write>)>) {
 fn remove_orphans(seen: &Snapshot, plan: &mut Plan) {
     for node in seen.nodes.values().filter(|node| !node.deleting) {
         for key in node.labels.keys() {
-            let Some(config) = key.strip_prefix(NODE_LABEL_PREFIX) else {
+            let Some(config) = labelled_config(key) else {
                 continue;
             };
             if seen.configs.contains_key(config) || seen.unreadable_configs.contains(config) {
@@ -158,8 +165,7 @@ fn remove_orphans(seen: &Snapshot, plan: &mut Plan) {
             }
             let write = Write::LabelNode {
                 on: node.id.clone(),
-                key: key.clone(),
-                value: None,
+                labels: [(key.clone(), None)].into(),
             };
             plan.extend(config, vec![write]);
         }

@@ -12,7 +12,9 @@ mod troubles;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crds::names::{CONFIG_LABEL, REVISION_LABEL, node_object};
+use crds::names::{
+    CONFIG_LABEL, FAILED_ANNOTATION, PROMOTED_ANNOTATION, REVISION_LABEL, node_object,
+};
 use crds::node::{AgentReport, ReportSummary, ResourceReport};
 use crds::{DevicePluginConfig, DevicePluginNode, DevicePluginNodeStatus, DevicePluginPool};
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet};
@@ -57,6 +59,7 @@ impl World {
             agent_service_account: "device-plugin-agent".to_owned(),
             device_plugin_dir: "/var/lib/kubelet/device-plugins".to_owned(),
             kubelet_root_dir: "/var/lib/kubelet".to_owned(),
+            node_status_period: std::time::Duration::from_secs(10),
         };
         let noon = "2026-11-21T12:00:00Z".parse().unwrap();
         Self {
@@ -240,7 +243,10 @@ impl World {
             self.write(&action.write);
             let (verb, kind) = (action.write.verb().as_str(), action.write.kind().as_str());
             let detail = match &action.write {
-                Write::LabelNode { value, .. } => format!(" {}", value.as_deref().unwrap_or("-")),
+                Write::LabelNode { labels, .. } => labels
+                    .values()
+                    .map(|value| format!(" {}", value.as_deref().unwrap_or("-")))
+                    .collect(),
                 Write::PatchNodeObject { spec, .. } => match &spec.unmatched_since {
                     Some(since) => format!(" unmatched since {}", crate::messages::time(since.0)),
                     None => " matched".to_owned(),
@@ -316,12 +322,24 @@ impl World {
                 let spec = (**spec).clone();
                 self.change_object(&on.name, |object| object.spec = spec);
             }
-            Write::LabelNode { on, key, value } => {
-                let (key, value) = (key.clone(), value.clone());
-                self.change_node(&on.name, |node| match value {
-                    Some(value) => drop(node.labels.insert(key, value)),
-                    None => drop(node.labels.remove(&key)),
+            Write::LabelNode { on, labels } => {
+                let labels = labels.clone();
+                self.change_node(&on.name, |node| {
+                    for (key, value) in labels {
+                        match value {
+                            Some(value) => drop(node.labels.insert(key, value)),
+                            None => drop(node.labels.remove(&key)),
+                        }
+                    }
                 });
+            }
+            Write::AnnotateRevision { on, annotations } => {
+                let version = self.version();
+                let revision = Arc::make_mut(self.seen.revisions.get_mut(&on.name).unwrap());
+                revision.failed = annotations.get(FAILED_ANNOTATION).cloned();
+                let promoted = annotations.get(PROMOTED_ANNOTATION);
+                revision.promoted = promoted.map(|n| n.parse().unwrap()).or(revision.promoted);
+                revision.id.version = version;
             }
             Write::LabelPool { on, key } => {
                 let pool = Arc::make_mut(self.seen.pools.get_mut(&on.name).unwrap());
@@ -482,6 +500,7 @@ fn report(pod: &SeenPod, resources: &[String]) -> DevicePluginNodeStatus {
             resources,
             ..AgentReport::default()
         }),
+        standby: None,
         conditions: Vec::new(),
     }
 }

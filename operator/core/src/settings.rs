@@ -1,5 +1,7 @@
 //! What the operator was started with and what no config can change.
 
+use std::time::Duration;
+
 /// Settings of the installation.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Settings {
@@ -13,6 +15,9 @@ pub struct Settings {
     pub device_plugin_dir: String,
     /// The kubelet's root directory on the host.
     pub kubelet_root_dir: String,
+    /// How often kubelets write their nodes' status: `nodeStatusUpdateFrequency`, 10 s unless the
+    /// distribution changes it.
+    pub node_status_period: Duration,
 }
 
 impl Settings {

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crds::{DevicePluginConfig, DevicePluginNode, DevicePluginPool};
 use k8s_openapi::jiff::Timestamp;
 
+use crate::ledger::SeenLedger;
 use crate::seen::{SeenConfigMap, SeenDaemonSet, SeenNode, SeenPod, SeenRevision};
 use crate::settings::Settings;
 
@@ -37,6 +39,13 @@ pub struct Snapshot {
     pub config_maps: BTreeMap<String, Arc<SeenConfigMap>>,
     /// Pods with our config label in our namespace.
     pub pods: BTreeMap<String, Arc<SeenPod>>,
+    /// The ledger, read live after everything else here.
+    pub ledger: SeenLedger,
+    /// This leader's number.
+    pub epoch: u64,
+    /// For how long the operator has seen the cluster, with fresh caches, since the ledger above was
+    /// written or first read by it: the clocks of claims advance by as much.
+    pub watched: Duration,
     /// By config, what the API server refused when the last plan was executed.
     pub write_failures: BTreeMap<String, String>,
 }
@@ -57,6 +66,9 @@ impl Snapshot {
             revisions: BTreeMap::new(),
             config_maps: BTreeMap::new(),
             pods: BTreeMap::new(),
+            ledger: SeenLedger::Absent,
+            epoch: 1,
+            watched: Duration::ZERO,
             write_failures: BTreeMap::new(),
         }
     }

@@ -44,6 +44,7 @@ pub fn report<'a>(scope: &Scope<'a>, wait: &str) -> Report<'a> {
         nodes: tally.counts,
         devices: tally.devices.clone(),
         resources: tally.resources.clone(),
+        rollout: None,
         agent_update: agent_update(scope),
         summary: cut(&story.summary, MESSAGE_MAX),
         conditions: merged(

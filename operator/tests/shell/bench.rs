@@ -46,6 +46,7 @@ impl Bench {
             agent_service_account: "device-plugin-agent".to_owned(),
             device_plugin_dir: "/var/lib/kubelet/device-plugins".to_owned(),
             kubelet_root_dir: "/var/lib/kubelet".to_owned(),
+            node_status_period_seconds: 10,
             http_address: "127.0.0.1:0".parse().unwrap(),
             node_writes_per_second: rate,
             pins_per_second: rate,

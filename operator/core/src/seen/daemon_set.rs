@@ -21,6 +21,8 @@ pub struct SeenDaemonSet {
     pub template: Value,
     /// Whether its pods are replaced only when somebody deletes them.
     pub on_delete: bool,
+    /// Whether its controller has seen its last change.
+    pub is_observed: bool,
     /// Whether it is being deleted.
     pub deleting: bool,
 }
@@ -37,6 +39,7 @@ impl SeenDaemonSet {
 impl From<DaemonSet> for SeenDaemonSet {
     fn from(object: DaemonSet) -> Self {
         let spec = object.spec.unwrap_or_default();
+        let observed = object.status.and_then(|status| status.observed_generation);
         Self {
             id: Identity::of(&object.metadata),
             config: label(&object.metadata, CONFIG_LABEL),
@@ -47,6 +50,7 @@ impl From<DaemonSet> for SeenDaemonSet {
                 .is_some_and(|strategy| strategy.type_.as_deref() == Some("OnDelete")),
             // A template that was read as JSON can be written as JSON.
             template: serde_json::to_value(spec.template).unwrap_or_default(),
+            is_observed: observed >= object.metadata.generation,
             deleting: object.metadata.deletion_timestamp.is_some(),
         }
     }

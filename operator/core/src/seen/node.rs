@@ -21,6 +21,10 @@ pub struct SeenNode {
     pub ready: bool,
     /// Since when it is, or is not.
     pub ready_since: Option<Timestamp>,
+    /// Whether somebody has cordoned it.
+    pub unschedulable: bool,
+    /// How many devices its kubelet offers to the scheduler, by extended resource.
+    pub allocatable: BTreeMap<String, i64>,
     /// Whether it is being deleted.
     pub deleting: bool,
 }
@@ -45,6 +49,8 @@ impl SeenNode {
             taints,
             ready,
             ready_since,
+            unschedulable,
+            allocatable,
             deleting,
         } = self;
         id.uid == other.id.uid
@@ -52,6 +58,8 @@ impl SeenNode {
             && *taints == other.taints
             && *ready == other.ready
             && *ready_since == other.ready_since
+            && *unschedulable == other.unschedulable
+            && *allocatable == other.allocatable
             && *deleting == other.deleting
     }
 }
@@ -80,6 +88,7 @@ struct WireMetadata {
 #[serde(default)]
 struct WireSpec {
     taints: Option<Vec<WireTaint>>,
+    unschedulable: bool,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -93,6 +102,7 @@ struct WireTaint {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct WireStatus {
+    allocatable: Option<BTreeMap<String, String>>,
     conditions: Option<Vec<WireCondition>>,
 }
 
@@ -112,6 +122,7 @@ impl From<WireNode> for SeenNode {
             spec,
             status,
         } = node;
+        let allocatable = status.allocatable.into_iter().flatten();
         let mut conditions = status.conditions.into_iter().flatten();
         let ready = conditions.find(|condition| condition.type_ == "Ready");
         let taints = spec.taints.into_iter().flatten();
@@ -133,9 +144,19 @@ impl From<WireNode> for SeenNode {
             ready_since: ready
                 .and_then(|ready| ready.last_transition_time)
                 .map(|time| time.0),
+            unschedulable: spec.unschedulable,
+            allocatable: allocatable
+                .filter(|(name, _)| is_extended(name))
+                .filter_map(|(name, amount)| Some((name, amount.parse().ok()?)))
+                .collect(),
             deleting: metadata.deletion_timestamp.is_some(),
         }
     }
+}
+
+/// Whether a resource can be a device plugin's: the kubelet's own change with every heartbeat.
+fn is_extended(name: &str) -> bool {
+    name.contains('/') && !name.contains("kubernetes.io/")
 }
 
 #[cfg(test)]
@@ -160,8 +181,10 @@ metadata:
   managedFields: [{manager: kubelet}]
 spec:
   podCIDR: 10.0.0.0/24
+  unschedulable: true
   taints: [{key: k, effect: NoSchedule}, {key: l, value: v, effect: NoExecute, timeAdded: '2026-11-21T12:00:00Z'}]
 status:
+  allocatable: {cpu: '2', example.com/fpga: '3', pods: '110', example.com/odd: 1k}
   images: [{names: [x], sizeBytes: 1}]
   conditions:
   - {type: DiskPressure, status: 'False'}
@@ -182,6 +205,8 @@ status:
             taints: vec![taint("k", "", "NoSchedule"), taint("l", "v", "NoExecute")],
             ready: true,
             ready_since: "2026-11-21T12:00:00Z".parse().ok(),
+            unschedulable: true,
+            allocatable: [("example.com/fpga".to_owned(), 3)].into(),
             deleting: false,
         };
         assert_eq!(node, wanted);

@@ -1,7 +1,7 @@
 //! What is kept of ControllerRevisions and ConfigMaps.
 
 use crds::agent_config::AgentConfig;
-use crds::names::{AGENT_CONFIG_KEY, CONFIG_LABEL, PROMOTED_ANNOTATION};
+use crds::names::{AGENT_CONFIG_KEY, CONFIG_LABEL, FAILED_ANNOTATION, PROMOTED_ANNOTATION};
 use crds::placement::Toleration;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -25,6 +25,8 @@ pub struct SeenRevision {
     pub owner_uid: String,
     /// Its number in the order of promotions.
     pub promoted: Option<u64>,
+    /// Why it failed on a node, if it did.
+    pub failed: Option<String>,
     /// What it holds; absent where it cannot be read.
     pub content: Option<RevisionContent>,
     /// The resources that its agents serve.
@@ -64,6 +66,12 @@ impl From<ControllerRevision> for SeenRevision {
                 .to_owned(),
             config,
             owner_uid: controller_uid(&object.metadata, "DevicePluginConfig"),
+            failed: object
+                .metadata
+                .annotations
+                .as_ref()
+                .and_then(|annotations| annotations.get(FAILED_ANNOTATION))
+                .cloned(),
             promoted: object
                 .metadata
                 .annotations

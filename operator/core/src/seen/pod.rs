@@ -25,6 +25,8 @@ pub struct SeenPod {
     pub ready: bool,
     /// When it was made.
     pub created: Option<Timestamp>,
+    /// How often its agent has restarted.
+    pub restarts: i32,
     /// Why it does not get on.
     pub trouble: Option<Trouble>,
     /// Whether it is being deleted.
@@ -73,12 +75,18 @@ impl From<Pod> for SeenPod {
             of_daemon_set: !controller_uid(&pod.metadata, "DaemonSet").is_empty(),
             node: node.unwrap_or_default(),
             ready: is_true(&status, "Ready"),
+            restarts: restarts(&status),
             trouble: trouble(&status),
             phase: status.phase.unwrap_or_default(),
             created: pod.metadata.creation_timestamp.map(|time| time.0),
             deleting: pod.metadata.deletion_timestamp.is_some(),
         }
     }
+}
+
+fn restarts(status: &PodStatus) -> i32 {
+    let containers = status.container_statuses.iter().flatten();
+    containers.map(|one| one.restart_count).fold(0, i32::saturating_add)
 }
 
 fn is_true(status: &PodStatus, condition: &str) -> bool {
