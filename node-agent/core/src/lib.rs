@@ -12,6 +12,7 @@ pub mod inventory;
 pub mod pace;
 pub mod registration;
 pub mod report;
+pub mod role;
 pub mod rule;
 pub mod seen;
 pub mod writing;
