@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crds::names::{CONFIG_LABEL, OPERATOR_FIELD_MANAGER};
+use crds::names::{CONFIG_LABEL, OPERATOR_FIELD_MANAGER, labelled_config, node_revision_label};
 use crds::{
     DevicePluginConfigStatus, DevicePluginNode, DevicePluginNodeSpec, DevicePluginPoolStatus,
 };
@@ -230,7 +230,7 @@ impl Write {
     /// What limits how fast writes like this one may follow each other.
     pub fn pace(&self) -> Pace {
         match self {
-            Self::LabelNode { labels, .. } if labels.values().any(Option::is_some) => Pace::Pin,
+            Self::LabelNode { labels, .. } if is_first_label(labels) => Pace::Pin,
             Self::LabelNode { .. }
             | Self::CreateNodeObject { .. }
             | Self::PatchNodeObject { .. }
@@ -282,6 +282,15 @@ impl Write {
             Self::Delete { .. } => None,
         }
     }
+}
+
+/// Whether labels only say which revision is proven on a node, as the first ones do.
+fn is_first_label(labels: &BTreeMap<String, Option<String>>) -> bool {
+    let names_proven = |(key, value): (&String, &Option<String>)| {
+        let config = labelled_config(key).unwrap_or_default();
+        value.is_some() && *key == node_revision_label(config)
+    };
+    labels.iter().all(names_proven)
 }
 
 /// What limits a kind of write.

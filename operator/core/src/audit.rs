@@ -1,7 +1,9 @@
 //! The safety rules, stated without looking at the planner. A plan that breaks one is a fault of
 //! the planner: it is not executed, and says so.
 
-use std::collections::BTreeSet;
+mod claims;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crds::DevicePluginConfig;
@@ -14,6 +16,7 @@ use k8s_openapi::jiff::SignedDuration;
 use serde_json::Value;
 
 use crate::action::{Action, Kind, Verb, Write};
+use crate::ledger::Claim;
 use crate::plan::Plan;
 use crate::rendering::unplaced;
 use crate::seen::{Identity, controller_uid};
@@ -43,10 +46,11 @@ impl fmt::Display for Violation {
 
 /// Every rule that a plan breaks.
 pub fn audit(seen: &Snapshot, plan: &Plan) -> Vec<Violation> {
-    let mut violations = Vec::new();
+    let mut violations = claims::of_ledger(seen, plan);
+    let after = claims::after(seen, plan);
     let mut written = BTreeSet::new();
     for action in &plan.actions {
-        let mut broken = broken(seen, action);
+        let mut broken = broken(seen, after, action);
         if !written.insert((action.write.kind(), action.write.name())) {
             broken.push("an object is written at most once");
         }
@@ -64,9 +68,9 @@ pub fn audit(seen: &Snapshot, plan: &Plan) -> Vec<Violation> {
     violations
 }
 
-fn broken(seen: &Snapshot, action: &Action) -> Vec<&'static str> {
+fn broken(seen: &Snapshot, after: &[Claim], action: &Action) -> Vec<&'static str> {
     let config = seen.configs.get(&action.config).map(|config| &**config);
-    let rules: [(bool, &'static str); 6] = [
+    let rules: [(bool, &'static str); 10] = [
         (
             names_its_object(&action.write),
             "a write says what it was decided on, and a creation meets nothing",
@@ -90,6 +94,22 @@ fn broken(seen: &Snapshot, action: &Action) -> Vec<&'static str> {
         (
             names_known_revision(seen, action, config),
             "nodes are sent only to a revision that stands",
+        ),
+        (
+            claims::is_claimed(seen, after, action),
+            "what disrupts a node is claimed before",
+        ),
+        (
+            claims::keeps_serving(seen, action),
+            "no label takes away the agent that serves",
+        ),
+        (
+            claims::is_idle(seen, after, action),
+            "what a node is sent to, or may go back to, stays",
+        ),
+        (
+            claims::is_proven(seen, after, action),
+            "a revision becomes stable when nodes have proven it",
         ),
     ];
     rules
@@ -177,11 +197,7 @@ fn owner(seen: &Snapshot, kind: Kind, on: &Identity) -> Option<String> {
 fn keeps_agents(seen: &Snapshot, action: &Action, config: Option<&DevicePluginConfig>) -> bool {
     let is_live = config.is_some_and(|config| config.metadata.deletion_timestamp.is_none());
     match &action.write {
-        Write::Delete {
-            kind: Kind::DaemonSet,
-            ..
-        } => !is_live,
-        Write::LabelNode { on, labels } if labels.values().any(Option::is_none) => match config {
+        Write::LabelNode { on, labels } if unpins(&action.config, labels) => match config {
             None => !seen.unreadable_configs.contains(&action.config),
             Some(config) if is_live => may_leave(seen, config, &on.name, &action.config),
             Some(_) => true,
@@ -203,6 +219,12 @@ fn keeps_agents(seen: &Snapshot, action: &Action, config: Option<&DevicePluginCo
         }
         _ => true,
     }
+}
+
+/// Whether labels take away what keeps an agent on its node.
+fn unpins(config: &str, labels: &BTreeMap<String, Option<String>>) -> bool {
+    let pin = labels.get(&crds::names::node_revision_label(config));
+    pin.is_some_and(Option::is_none)
 }
 
 fn has_pod(seen: &Snapshot, config: &str, node: &str) -> bool {
@@ -248,16 +270,9 @@ fn may_leave(seen: &Snapshot, config: &DevicePluginConfig, node: &str, name: &st
 }
 
 fn keeps_revisions(seen: &Snapshot, action: &Action, config: Option<&DevicePluginConfig>) -> bool {
-    let uid = config
-        .and_then(|config| config.metadata.uid.as_deref())
-        .unwrap_or_default();
-    let is_live = config.is_some_and(|config| config.metadata.deletion_timestamp.is_none());
     match &action.write {
         Write::CreateRevision { name, .. } => {
-            // A second revision of a config is a rollout, which nothing here does.
-            let mut own = seen.revisions.values();
-            !seen.revisions.contains_key(name)
-                && !own.any(|one| one.owner_uid == uid && one.content.is_some() && !one.deleting)
+            config.is_some() && !seen.revisions.contains_key(name)
         }
         Write::CreateDaemonSet { name, object } => {
             is_of_revision(seen, name, object.pointer("/spec/template"))
@@ -274,10 +289,6 @@ fn keeps_revisions(seen: &Snapshot, action: &Action, config: Option<&DevicePlugi
             content
                 .is_some_and(|content| text.and_then(Value::as_str) == Some(&content.agent_config))
         }
-        Write::Delete {
-            kind: Kind::Revision | Kind::ConfigMap,
-            ..
-        } => !is_live || !seen.daemon_sets.values().any(|set| set.owner_uid == uid),
         _ => true,
     }
 }
@@ -377,7 +388,9 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::ledger::{Ledger, LedgerWrite, Phase, SeenLedger};
     use crate::scenario::World;
+    use crds::DevicePluginNodeSpec;
 
     fn world() -> World {
         let mut world = World::with_fuse(&["n1"]);
@@ -400,6 +413,10 @@ mod tests {
     const AGENTS: &str = "no agent of a live config is taken away within its grace";
     const OURS: &str = "what is written belongs to the operator";
     const CONTENT: &str = "the content of a revision never changes";
+    const IDLE: &str = "what a node is sent to, or may go back to, stays";
+    const CLAIMED: &str = "what disrupts a node is claimed before";
+    const SERVING: &str = "no label takes away the agent that serves";
+    const PROVEN: &str = "a revision becomes stable when nodes have proven it";
     const LAST: &str = "the finalizer goes last";
     const STANDS: &str = "nodes are sent only to a revision that stands";
     const ASSUMED: &str = "a write says what it was decided on, and a creation meets nothing";
@@ -415,7 +432,7 @@ mod tests {
     fn a_daemon_set_goes_only_with_its_config() {
         let mut world = world();
         let set = world.seen.daemon_sets.values().next().unwrap().id.clone();
-        assert_eq!(rules(&world.seen, delete(Kind::DaemonSet, &set)), [AGENTS]);
+        assert_eq!(rules(&world.seen, delete(Kind::DaemonSet, &set)), [IDLE]);
         world.delete_config("fuse");
         assert_eq!(
             rules(&world.seen, delete(Kind::DaemonSet, &set)),
@@ -461,7 +478,10 @@ mod tests {
             labels: [(key.to_owned(), Some(value.to_owned()))].into(),
         };
         let key = crds::names::node_revision_label("fuse");
-        assert_eq!(rules(&world.seen, label(&key, "0123456789")), [STANDS]);
+        assert_eq!(
+            rules(&world.seen, label(&key, "0123456789")),
+            [STANDS, SERVING]
+        );
         assert_eq!(
             rules(
                 &world.seen,
@@ -481,7 +501,7 @@ mod tests {
                     spec: Box::new(spec)
                 }
             ),
-            [STANDS]
+            [STANDS, CLAIMED]
         );
     }
 
@@ -492,11 +512,17 @@ mod tests {
         let config = world.config("fuse");
         let settings = &world.seen.settings;
         let content = present.content.clone().unwrap();
-        let second =
-            crate::rendering::controller_revision(config, "0123456789", &content, 2, settings);
+        let again = crate::rendering::controller_revision(
+            config,
+            &present.revision,
+            &content,
+            2,
+            false,
+            settings,
+        );
         let write = Write::CreateRevision {
-            name: "fuse-0123456789".to_owned(),
-            object: second,
+            name: present.id.name.clone(),
+            object: again,
         };
         assert_eq!(rules(&world.seen, write), [CONTENT]);
         let mut template = content.template.clone();
@@ -510,13 +536,163 @@ mod tests {
         assert_eq!(rules(&world.seen, patch(&template)), [CONTENT]);
         assert_eq!(
             rules(&world.seen, delete(Kind::Revision, &present.id)),
-            [CONTENT]
+            [IDLE]
         );
         let map = world.seen.config_maps.values().next().unwrap();
-        assert_eq!(
-            rules(&world.seen, delete(Kind::ConfigMap, &map.id)),
-            [CONTENT]
+        assert_eq!(rules(&world.seen, delete(Kind::ConfigMap, &map.id)), [IDLE]);
+    }
+
+    /// A world whose config asks for another revision, which is there and on no node yet.
+    fn changing() -> (World, String, String) {
+        let mut world = world();
+        let old = world.revision("fuse");
+        world.change_config("fuse", |config| {
+            config.spec.rollout = Some(serde_yaml::from_str("{maxUnavailable: 1}").unwrap());
+            let paths = config.spec.resources[0].discovery.paths.as_mut().unwrap();
+            paths.globs.push("/dev/other".to_owned());
+        });
+        world.pass();
+        world.pass();
+        let own = world.seen.revisions.values();
+        let new = own.map(|one| one.revision.clone()).find(|one| *one != old);
+        (world, old, new.unwrap())
+    }
+
+    fn claimed(world: &World, from: &str, to: &str, phase: Phase) -> Claim {
+        Claim {
+            config: "fuse".to_owned(),
+            node: "n1".to_owned(),
+            node_uid: world.seen.nodes["n1"].id.uid.clone(),
+            from: from.to_owned(),
+            to: to.to_owned(),
+            phase,
+            elapsed: 0,
+            verified: 0,
+            restarts: 0,
+            outside: false,
+            blames: false,
+            reason: String::new(),
+            message: String::new(),
+        }
+    }
+
+    fn rules_with(world: &World, claims: Vec<Claim>, write: Option<Write>) -> Vec<&'static str> {
+        let epoch = world.seen.epoch;
+        let actions = write.into_iter().map(|write| Action {
+            config: "fuse".to_owned(),
+            write,
+        });
+        let plan = Plan {
+            ledger: Some(LedgerWrite {
+                on: None,
+                ledger: Ledger { epoch, claims },
+            }),
+            actions: actions.collect(),
+            ..Plan::default()
+        };
+        let violations = audit(&world.seen, &plan).into_iter();
+        violations.map(|one| one.rule).collect()
+    }
+
+    #[test]
+    fn a_node_is_switched_only_under_a_claim_and_with_what_it_is_judged_by() {
+        let (mut world, old, new) = changing();
+        world.seen.ledger = SeenLedger::Absent;
+        let object = &world.seen.node_objects["fuse.n1"];
+        let on = Identity::of(&object.metadata);
+        let mut spec = object.spec.clone();
+        spec.active.clone_from(&new);
+        spec.standby = Some(old.clone());
+        let write = |spec: &DevicePluginNodeSpec| Write::PatchNodeObject {
+            on: on.clone(),
+            spec: Box::new(spec.clone()),
+        };
+        let claim = |phase| vec![claimed(&world, &old, &new, phase)];
+        assert_eq!(rules(&world.seen, write(&spec)), [CLAIMED]);
+        for phase in [Phase::Staging, Phase::Switching] {
+            let broken = rules_with(&world, claim(phase), Some(write(&spec)));
+            assert_eq!(broken, [CLAIMED], "without a baseline, {phase:?}");
+        }
+        spec.baseline = Some(
+            serde_json::from_value(json!({
+                "takenAt": "2026-11-21T12:00:00Z", "revision": old, "resources": [],
+            }))
+            .unwrap(),
         );
+        let staging = rules_with(&world, claim(Phase::Staging), Some(write(&spec)));
+        assert_eq!(staging, [CLAIMED]);
+        let switching = rules_with(&world, claim(Phase::Switching), Some(write(&spec)));
+        assert_eq!(switching, Vec::<&str>::new());
+    }
+
+    #[test]
+    fn a_label_is_moved_last_and_a_stage_is_claimed() {
+        let (mut world, old, new) = changing();
+        world.seen.ledger = SeenLedger::Absent;
+        let on = world.seen.nodes["n1"].id.clone();
+        let label = |key: String| Write::LabelNode {
+            on: on.clone(),
+            labels: [(key, Some(new.clone()))].into(),
+        };
+        let pin = label(crds::names::node_revision_label("fuse"));
+        let claim = |phase| vec![claimed(&world, &old, &new, phase)];
+        let broken = rules_with(&world, claim(Phase::Committing), Some(pin));
+        assert_eq!(broken, [SERVING], "the old one still serves");
+        let stage = label(crds::names::node_stage_label("fuse"));
+        assert_eq!(
+            rules_with(&world, Vec::new(), Some(stage.clone())),
+            [CLAIMED]
+        );
+        let staging = rules_with(&world, claim(Phase::Staging), Some(stage));
+        assert_eq!(staging, Vec::<&str>::new());
+    }
+
+    #[test]
+    fn claims_keep_to_budgets_epochs_and_traces() {
+        let (mut world, old, new) = changing();
+        let claim = claimed(&world, &old, &new, Phase::Switching);
+        let second = Claim {
+            node: "n2".to_owned(),
+            ..claim.clone()
+        };
+        world.seen.ledger = SeenLedger::Absent;
+        let broken = |claims: &[&Claim]| {
+            let claims = claims.iter().map(|one| (*one).clone()).collect();
+            rules_with(&world, claims, None)
+        };
+        const BUDGET: &str = "no more nodes are disrupted at once than the config allows";
+        assert_eq!(broken(&[&claim, &second]), [BUDGET]);
+        assert_eq!(broken(&[&claim, &claim]), ["a node has one claim", BUDGET]);
+        let present = |epoch, claims| SeenLedger::Present {
+            on: Identity::default(),
+            content: Ok(Ledger { epoch, claims }),
+        };
+        world.seen.ledger = present(7, Vec::new());
+        let later = rules_with(&world, vec![claim.clone()], None);
+        assert_eq!(later, ["one epoch writes at a time"]);
+        world.change_object("fuse.n1", |object| object.spec.standby = Some(new));
+        world.seen.ledger = present(1, vec![claim]);
+        let dropped = rules_with(&world, Vec::new(), None);
+        assert_eq!(dropped, ["a claim goes after its traces"]);
+    }
+
+    #[test]
+    fn a_revision_is_promoted_by_nodes_that_have_proven_it() {
+        let (mut world, old, new) = changing();
+        world.seen.ledger = SeenLedger::Absent;
+        let revision = world.seen.revisions[&format!("fuse-{new}")].id.clone();
+        let promote = || Write::AnnotateRevision {
+            on: revision.clone(),
+            annotations: [(crds::names::PROMOTED_ANNOTATION.to_owned(), "2".to_owned())].into(),
+        };
+        assert_eq!(rules(&world.seen, promote()), [PROVEN]);
+        world.change_node("n1", |node| {
+            let key = crds::names::node_revision_label("fuse");
+            node.labels.insert(key, new.clone());
+        });
+        assert_eq!(rules(&world.seen, promote()), Vec::<&str>::new());
+        let claim = claimed(&world, &old, &new, Phase::Soaking);
+        assert_eq!(rules_with(&world, vec![claim], Some(promote())), [PROVEN]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use crate::action::{Kind, Write};
 use crate::installation::delete;
 use crate::messages::{Names, time};
-use crate::nodes::label;
+use crate::nodes::unlabelled;
 use crate::scope::Scope;
 use crate::seen::Identity;
 
@@ -34,11 +34,10 @@ pub fn step(scope: &Scope<'_>) -> Step {
     if let Some(step) = pods(scope) {
         return step;
     }
-    let pinned = scope
-        .members
-        .values()
-        .filter(|member| member.pinned.is_some());
-    let labels: Vec<_> = pinned.map(|member| label(scope, member, None)).collect();
+    let members = scope.members.values();
+    let labels: Vec<_> = members
+        .filter_map(|member| unlabelled(scope, member))
+        .collect();
     if !labels.is_empty() {
         return writing(labels, "its labels are being taken off the nodes");
     }

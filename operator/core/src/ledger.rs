@@ -54,6 +54,10 @@ pub struct Claim {
     /// revision.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub outside: bool,
+    /// Whether the revision is to blame for the end that the claim takes: it is marked as failed
+    /// before the claim goes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub blames: bool,
     /// Why it is being brought back or given up, in one word; empty otherwise.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
@@ -203,6 +207,7 @@ mod tests {
             verified: 123_456,
             restarts: 0,
             outside: false,
+            blames: false,
             reason: String::new(),
             message: String::new(),
         }
@@ -248,7 +253,13 @@ mod tests {
 
     #[test]
     fn garbage_is_told_as_such() {
-        for text in ["", "{", "[]", r#"{"epoch":1}"#, r#"{"epoch":1,"claims":[],"more":1}"#] {
+        for text in [
+            "",
+            "{",
+            "[]",
+            r#"{"epoch":1}"#,
+            r#"{"epoch":1,"claims":[],"more":1}"#,
+        ] {
             let data = [(LEDGER_KEY.to_owned(), text.to_owned())].into();
             let seen = SeenLedger::read(Identity::default(), Some(&data));
             assert_eq!(seen.ledger(), None, "{text:?}");

@@ -18,6 +18,7 @@ mod pools;
 pub mod quantity;
 pub mod rendering;
 pub mod revision;
+mod rollout;
 mod scope;
 pub mod seen;
 pub mod selection;

@@ -52,8 +52,9 @@ impl Stable<'_> {
     }
 }
 
-/// The stable revision of a config: the one its status names, else the one promoted last, else the
-/// one that most nodes carry. Node labels alone prove nothing: an earlier config of the same name
+/// The stable revision of a config: the one promoted last, else the one its status names, else the
+/// one that most nodes carry. A status can be edited, wiped or restored from a backup, so a
+/// promotion beats it; node labels alone prove nothing, because an earlier config of the same name
 /// may have left them.
 pub fn stable<'a>(
     seen: &'a Snapshot,
@@ -64,24 +65,35 @@ pub fn stable<'a>(
     let uid = config.metadata.uid.as_deref().unwrap_or_default();
     let status = config.status.as_ref();
     let named = status.and_then(|status| status.stable_revision.as_deref());
-    let own: Vec<_> = seen
-        .revisions
-        .values()
-        .filter(|one| one.owner_uid == uid && one.config == name && is_usable(one))
-        .collect();
+    let own: Vec<_> = usable(seen, name, uid).collect();
     let carried = carried(seen, name);
-    let known = own
-        .iter()
-        .find(|one| Some(one.revision.as_str()) == named)
-        .or_else(|| {
-            own.iter().max_by_key(|one| {
-                let carriers = carried
-                    .get(one.revision.as_str())
-                    .copied()
-                    .unwrap_or_default();
-                (one.promoted, carriers)
+    let carriers = |revision: &str| carried.get(revision).copied().unwrap_or_default();
+    let promoted = own.iter().filter(|one| one.promoted.is_some());
+    let newest = promoted.max_by_key(|one| (one.promoted, one.revision.as_str()));
+    // The stable revision itself may be the one whose ControllerRevision is lost.
+    let is_lost = |revision: &str| {
+        Some(revision) == named
+            || newest.is_none_or(|newest| {
+                Some(newest.revision.as_str()) != named
+                    && carriers(revision) > carriers(&newest.revision)
             })
-        });
+    };
+    let orphan = orphans(seen, name, uid)
+        .into_iter()
+        .filter(|(revision, _)| is_lost(revision))
+        .max_by_key(|(revision, _)| (Some(*revision) == named, carriers(revision)));
+    if let Some((revision, content)) = orphan.filter(|_| !own.is_empty()) {
+        return Stable::Rebuild {
+            revision: revision.to_owned(),
+            content: Box::new(content),
+        };
+    }
+    let known = newest.or_else(|| {
+        own.iter().max_by_key(|one| {
+            let is_named = Some(one.revision.as_str()) == named;
+            (is_named, carriers(&one.revision))
+        })
+    });
     if let Some(known) = known {
         return Stable::Stands(known);
     }
@@ -116,6 +128,28 @@ pub fn stable<'a>(
             most.map(|(revision, _)| *revision)
         });
     revision.map_or(Stable::None, |one| Stable::Lost(one.to_owned()))
+}
+
+/// The revisions of a config that can run.
+pub fn usable<'a>(
+    seen: &'a Snapshot,
+    config: &str,
+    uid: &str,
+) -> impl Iterator<Item = &'a SeenRevision> {
+    let all = seen.revisions.values().map(|one| &**one);
+    all.filter(move |one| one.owner_uid == uid && one.config == config && is_usable(one))
+}
+
+/// Revisions that a DaemonSet runs and whose ControllerRevision is gone, with what it held.
+pub fn orphans<'a>(seen: &'a Snapshot, config: &str, uid: &str) -> Vec<(&'a str, RevisionContent)> {
+    let sets = seen.daemon_sets.values().map(|set| &**set);
+    sets.filter(|set| set.owner_uid == uid && set.config == config && !set.deleting)
+        .filter(|set| {
+            let revision = seen.revisions.get(&revision_object(config, &set.revision));
+            revision.is_none_or(|one| one.owner_uid != uid || !is_usable(one))
+        })
+        .filter_map(|set| Some((set.revision.as_str(), rebuilt(seen, config, uid, set)?)))
+        .collect()
 }
 
 fn is_usable(revision: &SeenRevision) -> bool {

@@ -1,13 +1,18 @@
 //! What each node of a config still lacks: its object, its label, and the end of both.
 
+use std::collections::BTreeMap;
+
 use crds::names::{CONFIG_LABEL, node_object};
+use crds::node::{Baseline, BaselineResource, Outcome, OutcomeResult};
 use crds::{DevicePluginNode, DevicePluginNodeSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use crate::action::{Kind, Write};
 use crate::installation::delete;
+use crate::ledger::{Claim, Phase};
 use crate::lineage::Stable;
+use crate::rollout::judge::{Strictness, serves};
 use crate::scope::{Member, Membership, Scope};
 use crate::seen::{Identity, SeenPod};
 
@@ -47,18 +52,24 @@ pub fn earliest(one: Option<Timestamp>, other: Option<Timestamp>) -> Option<Time
     }
 }
 
-/// The next write for one node: the object first, then the label, and in the other order at the end.
-fn member_write(scope: &Scope<'_>, member: &Member<'_>, revision: &str) -> Option<Write> {
+/// The next write for one node: the object first and then the labels, and in the other order where
+/// an agent goes.
+fn member_write(scope: &Scope<'_>, member: &Member<'_>, stable: &str) -> Option<Write> {
     match member.membership {
         Membership::Vanishing => None,
-        Membership::Selected | Membership::Grace { .. } => object_write(scope, member, revision)
-            .or_else(|| {
-                let is_pinned = member.pinned == Some(revision);
-                (!is_pinned).then(|| label(scope, member, Some(revision)))
-            }),
+        Membership::Selected | Membership::Grace { .. } => {
+            let wanted = Wanted::of(scope, member, stable);
+            let goes = member.object.is_some() && member.staged.is_some();
+            let object = || object_write(scope, member, &wanted);
+            let labels = || labels_write(scope, member, &wanted);
+            match goes && wanted.staged.is_none() {
+                true => labels().or_else(object),
+                false => object().or_else(labels),
+            }
+        }
         Membership::Leaving => {
-            if member.pinned.is_some() {
-                return Some(label(scope, member, None));
+            if let Some(write) = unlabelled(scope, member) {
+                return Some(write);
             }
             // The object is the agent's: it goes when the agent has gone.
             let object = member.object.filter(|_| member.pods.is_empty())?;
@@ -67,30 +78,215 @@ fn member_write(scope: &Scope<'_>, member: &Member<'_>, revision: &str) -> Optio
     }
 }
 
-/// Sets or removes the label of a node.
-pub fn label(scope: &Scope<'_>, member: &Member<'_>, value: Option<&str>) -> Write {
-    Write::LabelNode {
+/// Takes a config's labels off a node, where it has any.
+pub fn unlabelled(scope: &Scope<'_>, member: &Member<'_>) -> Option<Write> {
+    let present = [
+        (&scope.label, member.pinned),
+        (&scope.stage_label, member.staged),
+    ];
+    let labels: BTreeMap<_, _> = present
+        .into_iter()
+        .filter(|(_, value)| value.is_some())
+        .map(|(key, _)| (key.clone(), None))
+        .collect();
+    (!labels.is_empty()).then(|| Write::LabelNode {
         on: member.node.id.clone(),
-        labels: [(scope.label.clone(), value.map(str::to_owned))].into(),
+        labels,
+    })
+}
+
+/// What a node is to have. It follows from its claim's phase and what the node has already, so that
+/// a crash between any two writes is made good by the next look.
+struct Wanted<'a> {
+    active: &'a str,
+    standby: Option<&'a str>,
+    baseline: Option<Baseline>,
+    outcome: Option<Outcome>,
+    pinned: &'a str,
+    staged: Option<&'a str>,
+}
+
+impl<'a> Wanted<'a> {
+    fn of(scope: &'a Scope<'_>, member: &'a Member<'_>, stable: &'a str) -> Self {
+        let spec = member.object.map(|object| &object.spec);
+        match scope.claims.get(member.node.id.name.as_str()) {
+            Some(claim) => Self::claimed(scope, member, spec, claim),
+            None => Self::settled(scope, member, spec, stable),
+        }
+    }
+
+    /// A node that is not being changed: its label names the revision that it serves.
+    fn settled(
+        scope: &'a Scope<'_>,
+        member: &'a Member<'_>,
+        spec: Option<&'a DevicePluginNodeSpec>,
+        stable: &'a str,
+    ) -> Self {
+        let can_run = |revision: &&str| scope.revisions.contains_key(revision);
+        // The object is the operator's alone; labels have been edited by hand.
+        let active = spec.map(|spec| spec.active.as_str()).filter(can_run);
+        let active = active.or(member.pinned.filter(can_run)).unwrap_or(stable);
+        Self {
+            active,
+            standby: None,
+            baseline: None,
+            outcome: spec.and_then(|spec| spec.outcome.clone()),
+            pinned: active,
+            staged: None,
+        }
+    }
+
+    fn claimed(
+        scope: &'a Scope<'_>,
+        member: &'a Member<'_>,
+        spec: Option<&'a DevicePluginNodeSpec>,
+        claim: &'a Claim,
+    ) -> Self {
+        let (from, to) = (claim.from.as_str(), claim.to.as_str());
+        let present = spec.and_then(|spec| spec.outcome.clone());
+        let baseline = spec.and_then(|spec| spec.baseline.clone());
+        let staging = Self {
+            active: from,
+            standby: Some(to),
+            baseline: None,
+            outcome: present.clone(),
+            pinned: from,
+            staged: Some(to),
+        };
+        let switched = |baseline| Self {
+            active: to,
+            standby: Some(from),
+            baseline,
+            outcome: present.clone(),
+            pinned: from,
+            staged: Some(to),
+        };
+        match claim.phase {
+            Phase::Staging | Phase::Staged => staging,
+            Phase::Switching => switched(baseline.or_else(|| Some(taken(scope, member, from)))),
+            Phase::Verifying | Phase::Soaking => switched(baseline),
+            Phase::Committing => {
+                let is_labelled = member.pinned == Some(to) && member.staged.is_none();
+                let kept = switched(baseline);
+                Self {
+                    standby: kept.standby.filter(|_| !is_labelled),
+                    baseline: kept.baseline.filter(|_| !is_labelled),
+                    outcome: kept.outcome.filter(|_| !is_labelled),
+                    active: to,
+                    pinned: to,
+                    staged: None,
+                }
+            }
+            Phase::RollingBack | Phase::Quarantined => {
+                let is_back = spec.is_some_and(|spec| spec.active == from)
+                    && (member.staged.is_none()
+                        || serves(scope, member, from, Strictness::Patient).is_ok());
+                let goes = is_back && member.staged.is_none();
+                Self {
+                    standby: staging.standby.filter(|_| !goes),
+                    baseline: baseline.filter(|_| !goes),
+                    outcome: Some(outcome(scope, claim, present)),
+                    staged: staging.staged.filter(|_| !is_back),
+                    ..staging
+                }
+            }
+            Phase::Releasing => {
+                let stays = member.staged.is_some();
+                let standby = spec.and_then(|spec| spec.standby.as_deref());
+                Self {
+                    standby: standby.filter(|_| stays),
+                    baseline: baseline.filter(|_| stays),
+                    outcome: match claim.reason.is_empty() || stays {
+                        true => present,
+                        false => Some(outcome(scope, claim, present)),
+                    },
+                    staged: None,
+                    ..staging
+                }
+            }
+        }
     }
 }
 
-fn object_write(scope: &Scope<'_>, member: &Member<'_>, revision: &str) -> Option<Write> {
+/// What the agent of a revision serves now: what its successor is judged against.
+fn taken(scope: &Scope<'_>, member: &Member<'_>, revision: &str) -> Baseline {
+    let report = serves(scope, member, revision, Strictness::Patient).ok();
+    let resources = report.map_or(&[][..], |report| &report.resources);
+    Baseline {
+        taken_at: Time(whole_seconds(scope.seen.now)),
+        revision: revision.to_owned(),
+        resources: resources
+            .iter()
+            .map(|one| BaselineResource {
+                name: one.name.clone(),
+                healthy: one.healthy,
+            })
+            .collect(),
+    }
+}
+
+/// How the claim ends, with the time at which that was first said.
+fn outcome(scope: &Scope<'_>, claim: &Claim, present: Option<Outcome>) -> Outcome {
+    let result = match claim.phase {
+        Phase::Quarantined => OutcomeResult::Quarantined,
+        Phase::Releasing => OutcomeResult::Skipped,
+        _ => OutcomeResult::RolledBack,
+    };
+    let outcome = Outcome {
+        revision: claim.to.clone(),
+        result,
+        reason: claim.reason.clone(),
+        message: claim.message.clone(),
+        at: Time(whole_seconds(scope.seen.now)),
+    };
+    let is_same = |present: &Outcome| {
+        let at = present.at.clone();
+        *present
+            == Outcome {
+                at,
+                ..outcome.clone()
+            }
+    };
+    match present.filter(is_same) {
+        Some(present) => present,
+        None => outcome,
+    }
+}
+
+/// The API stores whole seconds: the present as it will be read back.
+fn whole_seconds(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second()).unwrap_or(at)
+}
+
+fn labels_write(scope: &Scope<'_>, member: &Member<'_>, wanted: &Wanted<'_>) -> Option<Write> {
+    let mut labels = BTreeMap::new();
+    if member.pinned != Some(wanted.pinned) {
+        labels.insert(scope.label.clone(), Some(wanted.pinned.to_owned()));
+    }
+    if member.staged != wanted.staged {
+        labels.insert(scope.stage_label.clone(), wanted.staged.map(str::to_owned));
+    }
+    (!labels.is_empty()).then(|| Write::LabelNode {
+        on: member.node.id.clone(),
+        labels,
+    })
+}
+
+fn object_write(scope: &Scope<'_>, member: &Member<'_>, wanted: &Wanted<'_>) -> Option<Write> {
     let is_selected = member.membership == Membership::Selected;
     let since = member
         .object
         .and_then(|object| object.spec.unmatched_since.clone());
-    // The API stores whole seconds; the present as it will be read back.
-    let now = Timestamp::from_second(scope.seen.now.as_second()).unwrap_or(scope.seen.now);
+    let now = whole_seconds(scope.seen.now);
     let agent = scope.config.spec.agent.as_ref();
     let spec = DevicePluginNodeSpec {
         config_name: scope.name.to_owned(),
         node_name: member.node.id.name.clone(),
         node_uid: member.node.id.uid.clone(),
-        active: revision.to_owned(),
-        standby: None,
-        baseline: None,
-        outcome: None,
+        active: wanted.active.to_owned(),
+        standby: wanted.standby.map(str::to_owned),
+        baseline: wanted.baseline.clone(),
+        outcome: wanted.outcome.clone(),
         unmatched_since: (!is_selected).then(|| since.unwrap_or(Time(now))),
         log_level: agent.and_then(|agent| agent.log_level),
     };

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crds::DevicePluginConfig;
 use crds::conditions::{ConfigCondition, ConfigReason};
 use crds::names::{CLEANUP_FINALIZER, labelled_config};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -14,6 +15,7 @@ use crate::installation;
 use crate::ledger::LedgerWrite;
 use crate::nodes::{self, earliest};
 use crate::pools::{self, Serving};
+use crate::rollout;
 use crate::scope::{Index, Scope};
 use crate::snapshot::Snapshot;
 use crate::status;
@@ -88,18 +90,24 @@ impl Plan {
 pub fn plan(seen: &Snapshot) -> Plan {
     let mut plan = Plan::default();
     let index = Index::of(seen);
+    let configs = seen.configs.values();
+    let mut scopes: Vec<_> = configs
+        .filter(|config| is_ours(config))
+        .map(|config| Scope::of(seen, &index, config))
+        .collect();
+    let decided = rollout::decide(seen, &mut scopes);
+    if decided.deposed {
+        plan.deposed = true;
+        return plan;
+    }
+    plan.ledger = decided.ledger;
+    plan.look_again = decided.look_again;
     let mut serving = Serving::new();
     let mut node_writes = Vec::new();
-    for config in seen.configs.values() {
-        let scope = Scope::of(seen, &index, config);
+    for scope in &scopes {
         let mut wait = String::new();
         if scope.is_deleting() {
-            let finalizers = config.metadata.finalizers.iter().flatten();
-            // Without our finalizer it only waits for somebody else's.
-            if !finalizers.into_iter().any(|one| one == CLEANUP_FINALIZER) {
-                continue;
-            }
-            let step = deletion::step(&scope);
+            let step = deletion::step(scope);
             let (paced, free) = step
                 .writes
                 .into_iter()
@@ -111,12 +119,13 @@ pub fn plan(seen: &Snapshot) -> Plan {
         } else if seen.kinds_missing {
             continue;
         } else {
-            plan.extend(scope.name, installation::writes(&scope));
-            let (writes, look_again) = nodes::writes(&scope);
+            plan.extend(scope.name, installation::writes(scope));
+            plan.extend(scope.name, rollout::writes(scope));
+            let (writes, look_again) = nodes::writes(scope);
             plan.look_again = earliest(plan.look_again, look_again);
             node_writes.push((scope.name, writes));
         }
-        let report = status::report(&scope, &wait);
+        let report = status::report(scope, &wait);
         serving.insert(scope.name, report.serving);
         plan.configs.push(report.status);
     }
@@ -132,6 +141,13 @@ pub fn plan(seen: &Snapshot) -> Plan {
     plan.actions
         .retain(|action| written.insert((action.write.kind(), action.write.name().to_owned())));
     plan
+}
+
+/// Whether there is anything to do for a config: one that is being deleted and no longer has our
+/// finalizer only waits for somebody else's.
+fn is_ours(config: &DevicePluginConfig) -> bool {
+    let mut finalizers = config.metadata.finalizers.iter().flatten();
+    config.metadata.deletion_timestamp.is_none() || finalizers.any(|one| one == CLEANUP_FINALIZER)
 }
 
 /// One write of each config after the other, so that a config with thousands of nodes does not use

@@ -5,7 +5,7 @@ use crds::DevicePluginConfig;
 use crds::agent_config::AgentConfig;
 use crds::names::{
     AGENT_CONFIG_KEY, CONFIG_LABEL, HTTP_PORT, PROMOTED_ANNOTATION, REVISION_LABEL, agent_env,
-    node_revision_label, paths, revision_object,
+    node_revision_label, node_stage_label, paths, revision_object,
 };
 use crds::placement::{AgentSettings, ImagePullPolicy, Toleration};
 use crds::selector::Requirement;
@@ -52,22 +52,22 @@ pub fn controller_revision(
     config: &DevicePluginConfig,
     revision: &str,
     content: &RevisionContent,
-    promoted: u64,
+    number: u64,
+    promoted: bool,
     settings: &Settings,
 ) -> Value {
     let (name, uid) = name_and_uid(config);
     let object = revision_object(name, revision);
     let mut metadata = metadata(&object, Some(&settings.namespace), name, uid);
-    set(
-        &mut metadata,
-        "annotations",
-        json!({ PROMOTED_ANNOTATION: promoted.to_string() }),
-    );
+    if promoted {
+        let annotations = json!({ PROMOTED_ANNOTATION: number.to_string() });
+        set(&mut metadata, "annotations", annotations);
+    }
     json!({
         "apiVersion": "apps/v1",
         "kind": "ControllerRevision",
         "metadata": metadata,
-        "revision": promoted,
+        "revision": number,
         "data": content,
     })
 }
@@ -115,26 +115,44 @@ pub fn daemon_set(
     })
 }
 
-/// The template with the fields that say where it runs: nodes whose label names the revision, and,
-/// for the stable revision, selected nodes whose label names no live revision. Terms of a node
-/// affinity are alternatives; `nodeSelector` would be checked again by a kubelet that restarts.
-pub fn placed(
-    template: &Value,
-    config: &str,
-    revision: &str,
-    live: &[&str],
-    selection: &[Vec<Requirement>],
-) -> Value {
+/// Where the agents of a revision run.
+#[derive(Clone, Copy)]
+pub enum Place<'a> {
+    /// On nodes whose labels name the revision, and on selected nodes whose label names no live one:
+    /// new nodes get agents also while the operator is away.
+    Stable {
+        /// The terms of the selection.
+        selection: &'a [Vec<Requirement>],
+        /// The live revisions.
+        live: &'a [&'a str],
+    },
+    /// On nodes whose labels name the revision.
+    Labelled,
+}
+
+/// The template with the fields that say where it runs and what an agent is where nothing else says
+/// so. Terms of a node affinity are alternatives; `nodeSelector` would be checked again by a kubelet
+/// that restarts.
+pub fn placed(template: &Value, config: &str, revision: &str, place: Place<'_>) -> Value {
     let label = node_revision_label(config);
-    let mut terms = vec![json!({ "matchExpressions": [
-        { "key": label, "operator": "In", "values": [revision] },
-    ]})];
-    for term in selection {
-        let mut expressions: Vec<Value> = term.iter().map(expression).collect();
-        expressions.push(json!({ "key": label, "operator": "NotIn", "values": live }));
-        terms.push(json!({ "matchExpressions": expressions }));
+    let mut terms = Vec::new();
+    for label in [&label, &node_stage_label(config)] {
+        terms.push(json!({ "matchExpressions": [
+            { "key": label, "operator": "In", "values": [revision] },
+        ]}));
     }
-    let mut placed = template.clone();
+    let role = match place {
+        Place::Stable { selection, live } => {
+            for term in selection {
+                let mut expressions: Vec<Value> = term.iter().map(expression).collect();
+                expressions.push(json!({ "key": label, "operator": "NotIn", "values": live }));
+                terms.push(json!({ "matchExpressions": expressions }));
+            }
+            "Active"
+        }
+        Place::Labelled => "Standby",
+    };
+    let mut placed = with_role(template, role);
     if let Some(spec) = placed.get_mut("spec").and_then(Value::as_object_mut) {
         let required = json!({ "nodeSelectorTerms": terms });
         let node = json!({ "requiredDuringSchedulingIgnoredDuringExecution": required });
@@ -149,7 +167,27 @@ pub fn unplaced(template: &Value) -> Value {
     if let Some(spec) = unplaced.get_mut("spec").and_then(Value::as_object_mut) {
         spec.remove("affinity");
     }
+    if let Some(env) = agent_env_of(&mut unplaced) {
+        env.retain(|one| one.get("name").and_then(Value::as_str) != Some(agent_env::INITIAL_ROLE));
+    }
     unplaced
+}
+
+/// The template with the agent's role on nodes where nothing else says it.
+pub fn with_role(template: &Value, role: &str) -> Value {
+    let mut template = unplaced(template);
+    if let Some(env) = agent_env_of(&mut template) {
+        env.push(json!({ "name": agent_env::INITIAL_ROLE, "value": role }));
+    }
+    template
+}
+
+fn agent_env_of(template: &mut Value) -> Option<&mut Vec<Value>> {
+    let containers = template.pointer_mut("/spec/containers")?.as_array_mut()?;
+    let agent = containers
+        .iter_mut()
+        .find(|one| one.get("name").and_then(Value::as_str) == Some(AGENT_CONTAINER))?;
+    agent.get_mut("env")?.as_array_mut()
 }
 
 /// Whether an object holds everything that is wanted: the API server adds its defaults, and writes
@@ -354,6 +392,7 @@ mod tests {
             agent_service_account: "device-plugin-agent".to_owned(),
             device_plugin_dir: "/var/lib/kubelet/device-plugins".to_owned(),
             kubelet_root_dir: "/data/kubelet/".to_owned(),
+            node_status_period: std::time::Duration::from_secs(10),
         }
     }
 
@@ -376,11 +415,13 @@ mod tests {
             &content.template,
             "serial",
             &revision,
-            &[&revision],
-            terms.terms(),
+            Place::Stable {
+                selection: terms.terms(),
+                live: &[&revision],
+            },
         );
         let objects = [
-            controller_revision(&config, &revision, &content, 1, &settings),
+            controller_revision(&config, &revision, &content, 1, true, &settings),
             config_map(&config, &revision, &content, &settings),
             daemon_set(&config, &revision, &template, &settings),
         ];
@@ -400,7 +441,7 @@ mod tests {
     fn a_controller_revision_is_not_found_by_the_selector_of_its_daemon_set() {
         let config = config();
         let content = content(&config, "0123456789", "i", &settings());
-        let revision = controller_revision(&config, "0123456789", &content, 1, &settings());
+        let revision = controller_revision(&config, "0123456789", &content, 1, false, &settings());
         let set = daemon_set(&config, "0123456789", &content.template, &settings());
         let selector = set
             .pointer("/spec/selector/matchLabels")

@@ -6,17 +6,21 @@ mod deletion;
 mod installation;
 mod laws;
 mod pools;
+mod rollout;
 mod selection;
 mod troubles;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crds::names::{
     CONFIG_LABEL, FAILED_ANNOTATION, PROMOTED_ANNOTATION, REVISION_LABEL, node_object,
 };
-use crds::node::{AgentReport, ReportSummary, ResourceReport};
-use crds::{DevicePluginConfig, DevicePluginNode, DevicePluginNodeStatus, DevicePluginPool};
+use crds::node::{
+    AgentReport, KubeletList, Preflight, ResourceReport, StandbyReport, StandbyResource,
+};
+use crds::{DevicePluginConfig, DevicePluginNode, DevicePluginPool};
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet};
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, Time};
@@ -26,6 +30,7 @@ use serde_json::Value;
 
 use crate::action::{Kind, Write};
 use crate::audit::audit;
+use crate::ledger::SeenLedger;
 use crate::plan::{Plan, plan};
 use crate::seen::{Identity, SeenDaemonSet, SeenNode, SeenPod, SeenRevision};
 use crate::settings::Settings;
@@ -41,7 +46,10 @@ resources:
 
 /// Most passes that any end needs: finalizer, revision, its objects, node objects, labels, and the
 /// pass that finds nothing to do; the same again for what the agents then report.
-const PASSES_MAX: usize = 20;
+const PASSES_MAX: usize = 40;
+
+/// Longest change that is played, in seconds.
+const ROLL_MAX: usize = 3_000;
 
 /// A cluster.
 pub struct World {
@@ -49,6 +57,12 @@ pub struct World {
     versions: u64,
     /// Nodes whose agents do nothing.
     pub silent: Vec<String>,
+    /// Revisions whose agents never register.
+    pub deaf: Vec<String>,
+    /// Revisions whose agents register, and the kubelet does not list what they send.
+    pub unheard: Vec<String>,
+    /// How many devices the agents of a revision find, where it is not one.
+    pub healthy: BTreeMap<String, i32>,
 }
 
 impl World {
@@ -66,6 +80,9 @@ impl World {
             seen: Snapshot::empty(Arc::new(settings), noon),
             versions: 0,
             silent: Vec::new(),
+            deaf: Vec::new(),
+            unheard: Vec::new(),
+            healthy: BTreeMap::new(),
         }
     }
 
@@ -155,6 +172,42 @@ impl World {
 
     pub fn wait(&mut self, seconds: i64) {
         self.seen.now += SignedDuration::from_secs(seconds);
+        self.seen.watched += Duration::from_secs(seconds.unsigned_abs());
+    }
+
+    /// The claims, `node Phase` each.
+    pub fn claims(&self) -> Vec<String> {
+        let claims = self
+            .seen
+            .ledger
+            .ledger()
+            .map(|ledger| ledger.claims.clone());
+        let claims = claims.unwrap_or_default().into_iter();
+        claims
+            .map(|claim| format!("{} {}", claim.node, claim.phase.as_str()))
+            .collect()
+    }
+
+    /// Plays until nothing happens and no clock of a claim runs, second by second; what was written.
+    pub fn roll(&mut self) -> Vec<String> {
+        self.roll_until(|world| {
+            let is_waiting =
+                |claim: &String| claim.ends_with(" Quarantined") || claim.ends_with(" Staged");
+            world.claims().iter().all(is_waiting)
+        })
+    }
+
+    /// Plays second by second until then.
+    pub fn roll_until(&mut self, is_there: impl Fn(&Self) -> bool) -> Vec<String> {
+        let mut story = self.settle();
+        for _ in 0..ROLL_MAX {
+            if is_there(self) {
+                return story;
+            }
+            self.wait(1);
+            story.extend(self.settle());
+        }
+        panic!("it never comes: {story:#?}, {:?}", self.claims());
     }
 
     pub fn config(&self, name: &str) -> &DevicePluginConfig {
@@ -196,8 +249,13 @@ impl World {
     /// `desired updated pending ready failed skipped unreachable`.
     pub fn counts(&self, config: &str) -> [i32; 7] {
         let nodes = self.config(config).status.clone().unwrap().nodes;
-        let parts =
-            nodes.updated + nodes.pending + nodes.failed + nodes.skipped + nodes.unreachable;
+        let parts = nodes.updated
+            + nodes.pending
+            + nodes.in_flight
+            + nodes.failed
+            + nodes.rolled_back
+            + nodes.skipped
+            + nodes.unreachable;
         assert_eq!(nodes.desired, parts, "counts are a partition: {nodes:?}");
         [
             nodes.desired,
@@ -239,6 +297,25 @@ impl World {
 
     fn apply(&mut self, plan: &Plan) -> Vec<String> {
         let mut story = Vec::new();
+        assert!(!plan.deposed, "there is one leader");
+        if let Some(write) = &plan.ledger {
+            let version = self.version();
+            let on = match &self.seen.ledger {
+                SeenLedger::Present { on, .. } => on.clone(),
+                SeenLedger::Absent => self.identity(crds::names::LEDGER),
+            };
+            self.seen.ledger = SeenLedger::Present {
+                on: Identity { version, ..on },
+                content: Ok(write.ledger.clone()),
+            };
+            self.seen.watched = Duration::ZERO;
+            let claims = self.claims();
+            story.push(
+                format!("ledger: {}", claims.join(", "))
+                    .trim_end()
+                    .to_owned(),
+            );
+        }
         for action in &plan.actions {
             self.write(&action.write);
             let (verb, kind) = (action.write.verb().as_str(), action.write.kind().as_str());
@@ -249,7 +326,10 @@ impl World {
                     .collect(),
                 Write::PatchNodeObject { spec, .. } => match &spec.unmatched_since {
                     Some(since) => format!(" unmatched since {}", crate::messages::time(since.0)),
-                    None => " matched".to_owned(),
+                    None => match &spec.standby {
+                        Some(standby) => format!(" {} beside {standby}", spec.active),
+                        None => " matched".to_owned(),
+                    },
                 },
                 _ => String::new(),
             };
@@ -302,9 +382,9 @@ impl World {
             }
             Write::CreateDaemonSet { name, object } => {
                 let object: DaemonSet = self.made(object);
-                self.seen
-                    .daemon_sets
-                    .insert(name.clone(), Arc::new(SeenDaemonSet::from(object)));
+                let mut set = SeenDaemonSet::from(object);
+                set.is_observed = true;
+                self.seen.daemon_sets.insert(name.clone(), Arc::new(set));
             }
             Write::PatchDaemonSet { on, template } => {
                 let version = self.version();
@@ -441,7 +521,8 @@ impl World {
         changed
     }
 
-    /// Every agent that does not fail becomes Ready and reports one healthy device per resource.
+    /// Every agent that does not fail becomes Ready and reports one healthy device per resource, in
+    /// the role that its node's object gives it.
     fn play_agents(&mut self) -> bool {
         let pods = self.seen.pods.values().filter(|pod| pod.trouble.is_none());
         let pods = pods.filter(|pod| !self.silent.contains(&pod.node));
@@ -453,55 +534,101 @@ impl World {
             let Some(revision) = self.seen.revisions.get(&name).cloned() else {
                 continue;
             };
+            let Some(present) = self.seen.node_objects.get(&object) else {
+                continue;
+            };
+            let spec = present.spec.clone();
+            let mut status = present.status.clone().unwrap_or_default();
+            let healthy = self.healthy.get(&pod.revision).copied().unwrap_or(1);
+            let is_deaf = self.deaf.contains(&pod.revision);
+            let is_told = status.active.as_ref().is_some_and(|active| {
+                let is_as_before = !self.healthy.contains_key(&pod.revision)
+                    || active.resources.iter().all(|one| one.healthy == healthy);
+                active.pod_uid == pod.id.uid && is_as_before
+            });
+            if spec.active == pod.revision && !is_deaf && !is_told {
+                status.active = Some(self.active_report(pod, &revision.resources, healthy));
+                self.offer(&pod.node, &revision.resources, healthy);
+            }
+            if spec.standby.as_ref() == Some(&pod.revision) {
+                status.standby = Some(standby_report(pod, &revision.resources, healthy));
+            }
+            if spec.standby.is_none() {
+                status.standby = None;
+            }
             if !pod.ready {
                 let seen = Arc::make_mut(self.seen.pods.get_mut(&pod.id.name).unwrap());
                 seen.ready = true;
                 seen.phase = "Running".to_owned();
                 changed = true;
             }
-            let status = report(pod, &revision.resources);
-            let present = self.seen.node_objects.get(&object);
-            if present
-                .is_some_and(|present| present.status.is_none() || has_other_pod(present, pod))
-            {
+            if self.seen.node_objects[&object].status.as_ref() != Some(&status) {
                 self.change_object(&object, |object| object.status = Some(status));
                 changed = true;
             }
         }
         changed
     }
-}
 
-fn has_other_pod(object: &DevicePluginNode, pod: &SeenPod) -> bool {
-    let active = object
-        .status
-        .as_ref()
-        .and_then(|status| status.active.as_ref());
-    active.is_none_or(|active| active.pod_uid != pod.id.uid)
-}
+    /// The kubelet tells the API server at once.
+    fn offer(&mut self, node: &str, resources: &[String], healthy: i32) {
+        let offered: BTreeMap<_, _> = resources
+            .iter()
+            .map(|name| (name.clone(), i64::from(healthy)))
+            .collect();
+        let present = &self.seen.nodes[node].allocatable;
+        if offered
+            .iter()
+            .any(|(name, count)| present.get(name) != Some(count))
+        {
+            self.change_node(node, |node| node.allocatable.extend(offered));
+        }
+    }
 
-fn report(pod: &SeenPod, resources: &[String]) -> DevicePluginNodeStatus {
-    let resources: Vec<_> = resources
-        .iter()
-        .map(|name| ResourceReport {
-            name: name.clone(),
-            registered: true,
-            registrations: 1,
-            total: 1,
-            healthy: 1,
-            ..ResourceReport::default()
-        })
-        .collect();
-    DevicePluginNodeStatus {
-        active: Some(AgentReport {
+    fn active_report(&self, pod: &SeenPod, resources: &[String], healthy: i32) -> AgentReport {
+        let matches = !self.unheard.contains(&pod.revision);
+        let resources: Vec<_> = resources
+            .iter()
+            .map(|name| ResourceReport {
+                name: name.clone(),
+                registered: true,
+                registrations: 1,
+                total: healthy,
+                healthy,
+                kubelet: Some(KubeletList {
+                    devices: if matches { healthy } else { 0 },
+                    matches,
+                    since: Time(at("12:00:00")),
+                    read_after_stream: true,
+                }),
+                ..ResourceReport::default()
+            })
+            .collect();
+        AgentReport {
             revision: pod.revision.clone(),
             pod_uid: pod.id.uid.clone(),
-            summary: ReportSummary::default(),
             resources,
             ..AgentReport::default()
-        }),
-        standby: None,
-        conditions: Vec::new(),
+        }
+    }
+}
+
+fn standby_report(pod: &SeenPod, resources: &[String], healthy: i32) -> StandbyReport {
+    let resources = resources.iter().map(|name| StandbyResource {
+        name: name.clone(),
+        total: healthy,
+        healthy,
+        missing_allocated: 0,
+    });
+    StandbyReport {
+        revision: pod.revision.clone(),
+        pod_uid: pod.id.uid.clone(),
+        preflight: Preflight {
+            ok: true,
+            reasons: Vec::new(),
+        },
+        resources: resources.collect(),
+        ..StandbyReport::default()
     }
 }
 

@@ -1,16 +1,17 @@
 //! One config with everything in the snapshot that belongs to it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crds::config::DEFAULT_LABEL_LOSS_GRACE_SECONDS;
-use crds::names::{node_object, node_revision_label, revision_object};
+use crds::names::{node_object, node_revision_label, node_stage_label, revision_object};
 use crds::placement::Toleration;
 use crds::{DevicePluginConfig, DevicePluginNode};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
+use crate::ledger::Claim;
 use crate::lineage::{self, Stable};
 use crate::revision::{agent_image, revision};
-use crate::seen::{SeenDaemonSet, SeenNode, SeenPod, controller_uid};
+use crate::seen::{SeenDaemonSet, SeenNode, SeenPod, SeenRevision, controller_uid};
 use crate::selection::{Selection, selection, tolerates};
 use crate::snapshot::Snapshot;
 use crate::validation::problem;
@@ -56,8 +57,10 @@ pub struct Scope<'a> {
     pub name: &'a str,
     /// Its UID.
     pub uid: &'a str,
-    /// The key of its node label.
+    /// The key of the node label that names the proven revision.
     pub label: String,
+    /// The key of the node label that stages a revision.
+    pub stage_label: String,
     /// What is wrong with its spec.
     pub problem: Option<String>,
     /// Which nodes it selects.
@@ -66,6 +69,11 @@ pub struct Scope<'a> {
     pub stable: Stable<'a>,
     /// The revision that the spec asks for; absent while something is wrong with it.
     pub target: Option<Target>,
+    /// The revisions that can run.
+    pub revisions: BTreeMap<&'a str, &'a SeenRevision>,
+    /// The claims on its nodes, by node: those of the ledger until the rollout is decided on, then
+    /// those that the plan leaves.
+    pub claims: BTreeMap<String, Claim>,
     /// Nodes that are selected or have something of the config, by name.
     pub members: BTreeMap<&'a str, Member<'a>>,
     /// Objects of the config whose node is gone, or is another one.
@@ -82,8 +90,10 @@ pub struct Member<'a> {
     pub object: Option<&'a DevicePluginNode>,
     /// The agents' pods on it.
     pub pods: Vec<&'a SeenPod>,
-    /// The value of the config's node label.
+    /// The value of the node label that names the proven revision.
     pub pinned: Option<&'a str>,
+    /// The value of the node label that stages a revision.
+    pub staged: Option<&'a str>,
     /// How it belongs to the config.
     pub membership: Membership,
 }
@@ -125,10 +135,15 @@ impl<'a> Scope<'a> {
             name,
             uid,
             label: node_revision_label(name),
+            stage_label: node_stage_label(name),
             problem,
             selection,
             stable,
             target,
+            revisions: lineage::usable(seen, name, uid)
+                .map(|one| (one.revision.as_str(), one))
+                .collect(),
+            claims: BTreeMap::new(),
             members: BTreeMap::new(),
             stale_objects,
             pods: index.pods.get(name).cloned().unwrap_or_default(),
@@ -149,6 +164,39 @@ impl<'a> Scope<'a> {
             .get(&revision_object(self.name, revision))
             .map(|daemon_set| &**daemon_set)
             .filter(|daemon_set| daemon_set.owner_uid == self.uid && !daemon_set.deleting)
+    }
+
+    /// Revisions that something names: none of their objects may go.
+    pub fn live(&self) -> BTreeSet<&str> {
+        let mut named: Vec<&str> = self.stable.revision().into_iter().collect();
+        named.extend(self.target.as_ref().map(|target| target.revision.as_str()));
+        for claim in self.claims.values() {
+            named.extend([claim.from.as_str(), claim.to.as_str()]);
+        }
+        for member in self.members.values() {
+            named.extend(member.pinned);
+            named.extend(member.staged);
+            let spec = member.object.map(|object| &object.spec);
+            named.extend(spec.map(|spec| spec.active.as_str()));
+            named.extend(spec.and_then(|spec| spec.standby.as_deref()));
+            let baseline = spec.and_then(|spec| spec.baseline.as_ref());
+            named.extend(baseline.map(|baseline| baseline.revision.as_str()));
+        }
+        let can_run = |revision: &&str| self.revisions.contains_key(revision);
+        named.into_iter().filter(can_run).collect()
+    }
+
+    /// The revision that is proven on a node: the one its label names, else the stable one. A label
+    /// that names nothing that can run counts as none, as it does for the DaemonSets.
+    pub fn proven<'b>(&'b self, member: &Member<'b>) -> Option<&'b str> {
+        let pinned = member.pinned.filter(|one| self.revisions.contains_key(one));
+        pinned.or_else(|| self.stable.revision())
+    }
+
+    /// The resources that a revision's agents serve.
+    pub fn resources_of(&self, revision: &str) -> &'a [String] {
+        let revision = self.revisions.get(revision);
+        revision.map_or(&[], |revision| revision.resources.as_slice())
     }
 
     /// How long a node that no longer matches keeps its agent.
@@ -177,10 +225,12 @@ impl<'a> Scope<'a> {
             .filter_map(|node| {
                 let object = objects.get(node.id.name.as_str()).copied();
                 let pinned = node.labels.get(&self.label).map(String::as_str);
+                let staged = node.labels.get(&self.stage_label).map(String::as_str);
                 let pods = self.pods.get(node.id.name.as_str());
                 let pods = pods.cloned().unwrap_or_default();
                 let matches = self.selection.has(&node.labels);
-                if !matches && object.is_none() && pinned.is_none() {
+                let is_labelled = pinned.is_some() || staged.is_some();
+                if !matches && object.is_none() && !is_labelled {
                     return None;
                 }
                 let mut member = Member {
@@ -188,11 +238,12 @@ impl<'a> Scope<'a> {
                     object,
                     pods,
                     pinned,
+                    staged,
                     membership: Membership::Selected,
                 };
                 member.membership = self.membership(&member, matches);
                 let is_member =
-                    member.object.is_some() || pinned.is_some() || member.is_served_or_waits();
+                    member.object.is_some() || is_labelled || member.is_served_or_waits();
                 is_member.then_some((node.id.name.as_str(), member))
             })
             .collect()

@@ -2,11 +2,12 @@
 
 use crds::DevicePluginNode;
 use crds::conditions::{NodeCondition, NodeReason};
-use crds::node::AgentReport;
+use crds::node::{AgentReport, OutcomeResult};
 
+use crate::ledger::{Claim, Phase};
 use crate::messages::{cut, time};
+use crate::rollout::judge;
 use crate::scope::{Member, Scope};
-use crate::seen::SeenPod;
 
 /// Longest part of a message that comes from elsewhere.
 const FOREIGN_TEXT_MAX: usize = 300;
@@ -16,22 +17,73 @@ const FOREIGN_TEXT_MAX: usize = 300;
 pub enum Standing {
     /// Its agent serves every resource at the revision that its object names.
     Serving,
+    /// It is being changed, and runs something unproven or nothing; how far, in words.
+    InFlight(String),
     /// It is on its way; why, in words.
     Pending(String),
+    /// It was brought back from the target revision; why, in words.
+    RolledBack(String),
     /// Its agent fails; how, in words.
     Failed(String),
-    /// Something else serves a resource there.
+    /// It was left out; why, in words.
     Skipped(String),
     /// Kubernetes does not reach it.
     Unreachable(String),
 }
 
 /// Where a node stands, and the report that counts: only that of a serving agent does.
-pub fn standing<'a>(
-    scope: &Scope<'_>,
-    member: &Member<'a>,
-    resources: &[String],
-) -> (Standing, Option<&'a AgentReport>) {
+pub fn standing<'a>(scope: &Scope<'_>, member: &Member<'a>) -> (Standing, Option<&'a AgentReport>) {
+    let (standing, report) = of_agent(scope, member);
+    let claim = scope.claims.get(member.node.id.name.as_str());
+    let said = claim
+        .filter(|claim| claim.phase.is_disruptive())
+        .map(claimed);
+    let said = match (&standing, said) {
+        (Standing::Unreachable(_), _) => None,
+        (_, None) => left_out(scope, member),
+        (_, said) => said,
+    };
+    (said.unwrap_or(standing), report)
+}
+
+/// Where a node stands whose claim is in a disruptive phase.
+fn claimed(claim: &Claim) -> Standing {
+    let (to, from) = (&claim.to, &claim.from);
+    let why = cut(&claim.message, FOREIGN_TEXT_MAX);
+    match claim.phase {
+        Phase::Quarantined => Standing::Failed(format!(
+            "neither revision {to} nor revision {from} serves: {}: {why}",
+            claim.reason
+        )),
+        Phase::RollingBack => Standing::InFlight(format!(
+            "is brought back from revision {to} to {from}: {}: {why}",
+            claim.reason
+        )),
+        phase => Standing::InFlight(format!("revision {to} is {}", phase.as_str())),
+    }
+}
+
+/// What became of a node on its way to the target, where it is not going there any more.
+fn left_out(scope: &Scope<'_>, member: &Member<'_>) -> Option<Standing> {
+    let target = scope.target.as_ref().map(|target| target.revision.as_str());
+    let spec = &member.object?.spec;
+    let outcome = spec.outcome.as_ref();
+    let outcome = outcome.filter(|outcome| Some(outcome.revision.as_str()) == target)?;
+    if Some(spec.active.as_str()) == target {
+        return None;
+    }
+    let text = format!(
+        "{}: {}",
+        outcome.reason,
+        cut(&outcome.message, FOREIGN_TEXT_MAX)
+    );
+    Some(match outcome.result {
+        OutcomeResult::RolledBack | OutcomeResult::Quarantined => Standing::RolledBack(text),
+        OutcomeResult::Skipped => Standing::Skipped(text),
+    })
+}
+
+fn of_agent<'a>(scope: &Scope<'_>, member: &Member<'a>) -> (Standing, Option<&'a AgentReport>) {
     if !member.node.ready {
         let since = member
             .node
@@ -49,7 +101,8 @@ pub fn standing<'a>(
         .status
         .as_ref()
         .and_then(|status| status.active.as_ref());
-    let pod = agent_pod(member, &object.spec.active);
+    let resources = scope.resources_of(&object.spec.active);
+    let pod = judge::pod(member, &object.spec.active);
     let serving = report.filter(|report| is_serving(report, member, object, resources));
     if serving.is_some() {
         return (Standing::Serving, serving);
@@ -93,19 +146,13 @@ fn without_pod(scope: &Scope<'_>, member: &Member<'_>) -> String {
     if let Some(pod) = member.pods.iter().find(|pod| pod.deleting) {
         return format!("agent pod {:?} is ending, a new one follows", pod.id.name);
     }
-    let revision = scope.stable.revision().unwrap_or_default();
+    let active = member.object.map(|object| object.spec.active.as_str());
+    let revision = active.or(scope.stable.revision()).unwrap_or_default();
     let set = crds::names::revision_object(scope.name, revision);
     format!(
         "the DaemonSet controller has made no agent pod yet; if it stays so, `kubectl -n {} describe daemonset {set}` tells why",
         scope.seen.settings.namespace
     )
-}
-
-/// The newest pod of the revision that is not on its way out.
-fn agent_pod<'a>(member: &Member<'a>, revision: &str) -> Option<&'a SeenPod> {
-    let pods = member.pods.iter().copied();
-    pods.filter(|pod| !pod.deleting && pod.revision == revision)
-        .max_by_key(|pod| (pod.created, pod.id.name.as_str()))
 }
 
 fn is_serving(

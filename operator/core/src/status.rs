@@ -6,7 +6,7 @@ mod story;
 use std::collections::BTreeSet;
 
 use crds::conditions::{Desired, merged};
-use crds::config::DevicePluginConfigStatus;
+use crds::config::{DevicePluginConfigStatus, NodeFailure, NodeInChange, RolloutStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use crate::action::{ConfigStatus, Event};
@@ -18,6 +18,9 @@ use counts::Tally;
 
 /// Longest message of a condition; the API refuses more than 32768 bytes, and nobody reads that.
 const MESSAGE_MAX: usize = 2_000;
+
+/// Most nodes that a status names in one place.
+const SAMPLE_MAX: usize = 10;
 
 /// A config's status, and what others need of it.
 pub struct Report<'a> {
@@ -44,7 +47,7 @@ pub fn report<'a>(scope: &Scope<'a>, wait: &str) -> Report<'a> {
         nodes: tally.counts,
         devices: tally.devices.clone(),
         resources: tally.resources.clone(),
-        rollout: None,
+        rollout: rollout(scope, &tally),
         agent_update: agent_update(scope),
         summary: cut(&story.summary, MESSAGE_MAX),
         conditions: merged(
@@ -82,6 +85,34 @@ pub fn report<'a>(scope: &Scope<'a>, wait: &str) -> Report<'a> {
         },
         serving: tally.serving,
     }
+}
+
+/// The change that is under way, or has failed.
+fn rollout(scope: &Scope<'_>, tally: &Tally<'_>) -> Option<RolloutStatus> {
+    let told = &tally.rolled_back;
+    if scope.claims.is_empty() && told.is_empty() {
+        return None;
+    }
+    let sample = scope.claims.values().take(SAMPLE_MAX);
+    let failures = told.iter().take(SAMPLE_MAX).filter_map(|(name, _)| {
+        let outcome = scope.members.get(name)?.object?.spec.outcome.as_ref()?;
+        Some(NodeFailure {
+            node: (*name).to_owned(),
+            reason: outcome.reason.clone(),
+            message: outcome.message.clone(),
+        })
+    });
+    Some(RolloutStatus {
+        in_flight: tally.counts.in_flight,
+        staged: i32::try_from(tally.staged).unwrap_or(i32::MAX),
+        sample: sample
+            .map(|claim| NodeInChange {
+                node: claim.node.clone(),
+                phase: claim.phase.as_str().to_owned(),
+            })
+            .collect(),
+        failures: failures.collect(),
+    })
 }
 
 fn bounded(desired: &Desired) -> Desired {

@@ -7,20 +7,14 @@ use crate::plan::plan;
 use crate::seen::Taint;
 
 #[test]
-fn a_changed_resource_touches_nothing_and_says_so() {
+fn a_resource_that_is_no_longer_served_touches_nothing_and_says_so() {
     let mut world = World::with_fuse(&["n1", "n2"]);
     world.settle();
     let stable = world.revision("fuse");
     let (pods, nodes) = (world.seen.pods.clone(), world.seen.nodes.clone());
     let sets = world.seen.daemon_sets.clone();
     world.change_config("fuse", |config| {
-        config.spec.resources[0]
-            .discovery
-            .paths
-            .as_mut()
-            .unwrap()
-            .globs
-            .push("/dev/kvm".to_owned());
+        config.spec.resources[0].name = "example.com/other".to_owned();
     });
     assert_eq!(world.settle(), ["status fuse"]);
     assert_eq!((&world.seen.pods, &world.seen.nodes), (&pods, &nodes));
@@ -37,8 +31,8 @@ fn a_changed_resource_touches_nothing_and_says_so() {
     assert_ne!(target, stable);
     let message = world.summary("fuse");
     assert!(
-        message.starts_with("changes are not rolled out yet: ")
-            && message.contains(&stable)
+        message.starts_with("the change is not rolled out: ")
+            && message.contains("example.com/fuse")
             && message.contains(&target),
         "{message}"
     );
@@ -59,14 +53,18 @@ fn tolerations_that_wait_add_and_remove_no_node() {
         let everything: Toleration = serde_yaml::from_str("{operator: Exists}").unwrap();
         let agent = config.spec.agent.get_or_insert_default();
         agent.tolerations.push(everything);
+        config.spec.rollout = Some(serde_yaml::from_str("{paused: true}").unwrap());
     });
     assert_eq!(world.settle(), ["status fuse"]);
-    assert_eq!(world.condition("fuse", "Ready").reason, "Blocked");
+    assert_eq!(world.condition("fuse", "Progressing").reason, "Paused");
     assert_eq!(
         world.counts("fuse")[0],
         1,
         "n2 gets no agent before the change is rolled out"
     );
+    world.change_config("fuse", |config| config.spec.rollout = None);
+    world.roll();
+    assert_eq!(world.counts("fuse"), [2, 2, 0, 2, 0, 0, 0]);
 }
 
 #[test]
@@ -153,8 +151,8 @@ fn an_image_in_the_spec_is_a_change_and_no_update_is_offered() {
             ..AgentSettings::default()
         });
     });
-    assert_eq!(world.settle(), ["status fuse"]);
-    assert_eq!(world.condition("fuse", "Ready").reason, "Blocked");
+    world.roll();
+    assert_eq!(world.counts("fuse")[1], 1);
     assert_eq!(
         world.config("fuse").status.clone().unwrap().agent_update,
         ""

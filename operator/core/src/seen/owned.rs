@@ -23,6 +23,8 @@ pub struct SeenRevision {
     pub revision: String,
     /// UID of the config that owns it.
     pub owner_uid: String,
+    /// Its number in the order of making.
+    pub number: i64,
     /// Its number in the order of promotions.
     pub promoted: Option<u64>,
     /// Why it failed on a node, if it did.
@@ -66,6 +68,7 @@ impl From<ControllerRevision> for SeenRevision {
                 .to_owned(),
             config,
             owner_uid: controller_uid(&object.metadata, "DevicePluginConfig"),
+            number: object.revision,
             failed: object
                 .metadata
                 .annotations

@@ -86,7 +86,9 @@ impl From<Pod> for SeenPod {
 
 fn restarts(status: &PodStatus) -> i32 {
     let containers = status.container_statuses.iter().flatten();
-    containers.map(|one| one.restart_count).fold(0, i32::saturating_add)
+    containers
+        .map(|one| one.restart_count)
+        .fold(0, i32::saturating_add)
 }
 
 fn is_true(status: &PodStatus, condition: &str) -> bool {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crds::config::{DeviceCounts, NodeCounts, ResourceCounts};
 
 use crate::lineage::Stable;
-use crate::scope::{Membership, Scope};
+use crate::scope::{Member, Membership, Scope};
 use crate::standing::{Standing, standing};
 
 /// Nodes with what is said about each, by where they stand.
@@ -24,9 +24,15 @@ pub struct Tally<'a> {
     pub serving: BTreeSet<&'a str>,
     /// Nodes on their way.
     pub pending: Told<'a>,
+    /// Nodes whose new agent stands by.
+    pub staged: usize,
+    /// Nodes that are being changed.
+    pub in_flight: Told<'a>,
+    /// Nodes that were brought back.
+    pub rolled_back: Told<'a>,
     /// Nodes whose agent fails.
     pub failed: Told<'a>,
-    /// Nodes where something else serves a resource.
+    /// Nodes that were left out.
     pub skipped: Told<'a>,
     /// Nodes that nobody reaches.
     pub unreachable: Told<'a>,
@@ -42,12 +48,6 @@ impl<'a> Tally<'a> {
     /// Counts a config's nodes and devices.
     pub fn of(scope: &Scope<'a>) -> Self {
         let resources = resources(scope);
-        let is_target = match (&scope.target, scope.stable.revision()) {
-            (Some(target), Some(stable)) => target.revision == stable,
-            // Nothing can be asked for; what runs is what is wanted.
-            (None, Some(_)) => true,
-            (_, None) => false,
-        };
         let mut tally = Self::default();
         let mut devices: BTreeMap<String, ResourceCounts> = BTreeMap::new();
         for (name, member) in &scope.members {
@@ -61,7 +61,7 @@ impl<'a> Tally<'a> {
                 Membership::Vanishing => continue,
             }
             tally.counts.desired += 1;
-            let (standing, report) = standing(scope, member, &resources);
+            let (standing, report) = standing(scope, member);
             for resource in report.iter().flat_map(|report| &report.resources) {
                 let counts = devices.entry(resource.name.clone()).or_default();
                 counts.total = counts.total.saturating_add(resource.total);
@@ -75,7 +75,10 @@ impl<'a> Tally<'a> {
                         .push(name);
                 }
             }
-            tally.book(name, standing, is_target);
+            if let Some(claim) = scope.claims.get(*name) {
+                tally.staged += usize::from(!claim.phase.is_disruptive());
+            }
+            tally.book(name, standing, report.is_some(), is_updated(scope, member));
         }
         tally.resources = resources
             .into_iter()
@@ -85,12 +88,14 @@ impl<'a> Tally<'a> {
         tally
     }
 
-    fn book(&mut self, name: &'a str, standing: Standing, is_target: bool) {
+    fn book(&mut self, name: &'a str, standing: Standing, serves: bool, is_updated: bool) {
+        if serves {
+            self.serving.insert(name);
+            self.counts.ready += 1;
+        }
         match standing {
             Standing::Serving => {
-                self.serving.insert(name);
-                self.counts.ready += 1;
-                if is_target {
+                if is_updated {
                     self.counts.updated += 1;
                 } else {
                     self.counts.pending += 1;
@@ -99,6 +104,14 @@ impl<'a> Tally<'a> {
             Standing::Pending(text) => {
                 self.counts.pending += 1;
                 self.pending.push((name, text));
+            }
+            Standing::InFlight(text) => {
+                self.counts.in_flight += 1;
+                self.in_flight.push((name, text));
+            }
+            Standing::RolledBack(text) => {
+                self.counts.rolled_back += 1;
+                self.rolled_back.push((name, text));
             }
             Standing::Failed(text) => {
                 self.counts.failed += 1;
@@ -116,10 +129,34 @@ impl<'a> Tally<'a> {
     }
 }
 
-/// The resources that agents of the stable revision serve; before there is one, those of the spec.
+/// Whether a node's label and its agent are at what the spec asks for. Where nothing can be asked
+/// for, what runs is what is wanted.
+fn is_updated(scope: &Scope<'_>, member: &Member<'_>) -> bool {
+    let active = member.object.map(|object| object.spec.active.as_str());
+    match (&scope.target, scope.stable.revision()) {
+        (Some(target), Some(_)) => {
+            let target = Some(target.revision.as_str());
+            active == target && (member.pinned == target || target == scope.stable.revision())
+        }
+        (None, Some(_)) => true,
+        (_, None) => false,
+    }
+}
+
+/// The resources that agents of the live revisions serve; before there is one, those of the spec.
 fn resources(scope: &Scope<'_>) -> Vec<String> {
     match &scope.stable {
-        Stable::Stands(revision) => revision.resources.clone(),
+        Stable::Stands(_) => {
+            let live = scope.live();
+            let names = live
+                .iter()
+                .flat_map(|revision| scope.resources_of(revision));
+            names
+                .cloned()
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect()
+        }
         Stable::None | Stable::Rebuild { .. } | Stable::Lost(_) => {
             let names = scope
                 .config

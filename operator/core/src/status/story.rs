@@ -1,13 +1,18 @@
 //! What the conditions of a config say: what happens, what is waited for, and what ends the wait.
 
-use crds::conditions::{ConfigCondition, ConfigReason, Desired};
+use crds::conditions::{ConfigCondition, ConfigReason, Desired, NodeCondition};
 use crds::resource::Resource;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
-use crate::lineage::Stable;
-use crate::messages::{Names, counted, time};
+use crate::ledger::{CLAIMS_MAX, Claim, Phase};
+use crate::messages::{Names, counted, cut, time};
+use crate::rollout::{blocked, is_halted, judge, settings};
 use crate::scope::Scope;
 use crate::selection::Selection;
 use crate::status::counts::{Tally, Told};
+
+/// Longest part of a message that comes from elsewhere.
+const FOREIGN_TEXT_MAX: usize = 300;
 
 /// The conditions and the one sentence.
 pub struct Story<'a> {
@@ -141,7 +146,12 @@ fn rollout<'a>(
         return (verdict.clone(), verdict);
     }
     if let Some(message) = blocked(scope) {
+        let message = format!("the change is not rolled out: {message}");
         let verdict = Verdict::new(false, ConfigReason::Blocked, message);
+        return (verdict.clone(), verdict);
+    }
+    if let Some(message) = halted(scope) {
+        let verdict = Verdict::new(false, ConfigReason::Halted, message);
         return (verdict.clone(), verdict);
     }
     let failure = scope.seen.write_failures.get(scope.name);
@@ -167,8 +177,9 @@ fn serving<'a>(
     failure: Option<&String>,
 ) -> (Verdict<'a>, Verdict<'a>) {
     let desired = count(tally.counts.desired);
-    let revision = scope.stable.revision().unwrap_or_default();
-    if tally.counts.updated == tally.counts.desired {
+    let target = scope.target.as_ref().map(|target| target.revision.as_str());
+    let revision = target.or(scope.stable.revision()).unwrap_or_default();
+    if tally.counts.updated == tally.counts.desired && scope.claims.is_empty() {
         let nodes = counted(desired, "node");
         let verb = if desired == 1 { "serves" } else { "serve" };
         let message = format!("{nodes} {verb} revision {revision}");
@@ -189,14 +200,17 @@ fn serving<'a>(
     let mut parts = vec![head];
     let told = [
         (&tally.failed, "failed"),
+        (&tally.rolled_back, "rolled back"),
+        (&tally.in_flight, "being changed"),
         (&tally.unreachable, "unreachable"),
-        (&tally.skipped, "left to another plugin"),
+        (&tally.skipped, "left out"),
         (&tally.pending, "pending"),
     ];
     parts.extend(told.iter().filter_map(|(told, word)| sentence(told, word)));
     let message = parts.join("; ");
     let worst = [
         (&tally.failed, ConfigReason::NodesFailed),
+        (&tally.in_flight, ConfigReason::NodesNotReady),
         (&tally.unreachable, ConfigReason::NodesUnreachable),
         (&tally.skipped, ConfigReason::ForeignPlugin),
         (&tally.pending, ConfigReason::NodesNotReady),
@@ -207,32 +221,108 @@ fn serving<'a>(
     let ready = Verdict::new(false, reason, message.clone()).about(node);
     let progressing = match failure {
         Some(failure) => write_failed(failure),
-        None if tally.pending.is_empty() => ready.clone(),
-        None => Verdict::new(true, ConfigReason::RollingOut, message).about(first(&tally.pending)),
+        None => match moving(scope, tally) {
+            None => ready.clone(),
+            Some((status, reason, text, node)) => {
+                let message = match text.is_empty() {
+                    true => message,
+                    false => format!("{message}; {text}"),
+                };
+                Verdict::new(status, reason, message).about(node)
+            }
+        },
     };
     (ready, progressing)
+}
+
+/// Whether something moves, which reason that has, what else is to be said, and about which node.
+fn moving<'a>(
+    scope: &Scope<'a>,
+    tally: &Tally<'a>,
+) -> Option<(bool, ConfigReason, String, Option<&'a str>)> {
+    let of_phase = |phase: Phase| {
+        let mut claims = scope.claims.values();
+        let claim = claims.find(|claim| claim.phase == phase)?;
+        scope
+            .members
+            .get_key_value(claim.node.as_str())
+            .map(|(name, _)| *name)
+    };
+    let said = |reason, text: &str, node| Some((true, reason, text.to_owned(), node));
+    if let Some(node) = of_phase(Phase::RollingBack) {
+        return said(ConfigReason::RollingBack, "", Some(node));
+    }
+    let waits = scope.target.as_ref().is_some_and(|target| {
+        let mut members = scope
+            .members
+            .values()
+            .filter(|one| one.is_served_or_waits());
+        members.any(|member| {
+            scope
+                .proven(member)
+                .is_some_and(|one| one != target.revision)
+        })
+    });
+    let is_changing = scope
+        .claims
+        .values()
+        .any(|claim| claim.phase.is_disruptive());
+    if waits && settings::is_paused(scope.config) && !is_changing {
+        let text = "spec.rollout.paused is true: no further node is changed until it is false";
+        return Some((false, ConfigReason::Paused, text.to_owned(), None));
+    }
+    if let Some(node) = of_phase(Phase::Soaking) {
+        let soak = settings::soak(scope.config);
+        let text = format!("{node:?} must be all right for {soak:?} before the next node");
+        return said(ConfigReason::Soaking, &text, Some(node));
+    }
+    let slow = scope.claims.values().find(|claim| is_slow(scope, claim));
+    if let Some(claim) = slow {
+        let set = crds::names::revision_object(scope.name, &claim.to);
+        let text = format!(
+            "the DaemonSet controller has made no pod of DaemonSet {set:?} on {:?} yet; `kubectl -n {} describe daemonset {set}` tells why",
+            claim.node, scope.seen.settings.namespace
+        );
+        return said(ConfigReason::ActuatorSlow, &text, None);
+    }
+    let ledger = scope.seen.ledger.ledger();
+    let is_full = ledger.is_some_and(|ledger| ledger.claims.len() >= CLAIMS_MAX);
+    if waits && is_full && scope.claims.is_empty() {
+        let text = format!(
+            "the ledger holds {CLAIMS_MAX} claims, which is all it can: the next node is changed when one ends"
+        );
+        return Some((false, ConfigReason::LedgerFull, text, None));
+    }
+    let pending = first(&tally.in_flight).or(first(&tally.pending));
+    (pending.is_some() || !scope.claims.is_empty())
+        .then(|| (true, ConfigReason::RollingOut, String::new(), pending))
+}
+
+/// Whether a node waits for a pod that nobody makes.
+fn is_slow(scope: &Scope<'_>, claim: &Claim) -> bool {
+    let member = scope.members.get(claim.node.as_str());
+    claim.phase == Phase::Staging
+        && std::time::Duration::from_millis(claim.elapsed) >= settings::ACTUATOR
+        && member.is_some_and(|member| {
+            member.staged == Some(claim.to.as_str()) && judge::pod(member, &claim.to).is_none()
+        })
+}
+
+/// Why no further node is sent to the target.
+fn halted(scope: &Scope<'_>) -> Option<String> {
+    let target = scope.target.as_ref()?.revision.as_str();
+    let revision = scope.revisions.get(target)?;
+    let why = revision.failed.as_ref().filter(|_| is_halted(scope))?;
+    Some(format!(
+        "revision {target} failed and is not rolled out any further: {why}; correct the spec, or annotate ControllerRevision {:?} with {}- to try the same again",
+        revision.id.name,
+        crds::names::FAILED_ANNOTATION
+    ))
 }
 
 fn write_failed<'a>(failure: &str) -> Verdict<'a> {
     let message = format!("{failure}; it is tried again");
     Verdict::new(false, ConfigReason::WriteFailed, message)
-}
-
-/// Why what the spec asks for does not reach the nodes.
-fn blocked(scope: &Scope<'_>) -> Option<String> {
-    let target = scope
-        .target
-        .as_ref()
-        .map(|target| target.revision.as_str())?;
-    let stable = scope.stable.revision().filter(|stable| *stable != target)?;
-    match &scope.stable {
-        Stable::Lost(_) => Some(format!(
-            "revision {stable}, which nodes run, is lost: its ControllerRevision, DaemonSet or ConfigMap was deleted and nothing is left to make it from; set spec back to what it was, or delete the config and apply it again to install revision {target}"
-        )),
-        Stable::None | Stable::Stands(_) | Stable::Rebuild { .. } => Some(format!(
-            "changes are not rolled out yet: the spec asks for revision {target} and nodes keep running revision {stable}; set resources and agent back to end the wait, or delete the config and apply it again to install {target}"
-        )),
-    }
 }
 
 fn degraded<'a>(scope: &Scope<'a>, tally: &Tally<'a>, accepted: &Verdict<'a>) -> Verdict<'a> {
@@ -247,13 +337,42 @@ fn degraded<'a>(scope: &Scope<'a>, tally: &Tally<'a>, accepted: &Verdict<'a>) ->
     {
         return Verdict::new(true, accepted.reason, parting);
     }
+    let mut claims = scope.claims.values();
     let failed = sentence(&tally.failed, "failed");
+    if claims.any(|claim| claim.phase == Phase::Quarantined) {
+        let message = failed.unwrap_or_default();
+        return Verdict::new(true, ConfigReason::Quarantined, message).about(first(&tally.failed));
+    }
+    if let Some(message) = halted(scope) {
+        let node = first(&tally.rolled_back);
+        return Verdict::new(true, ConfigReason::Halted, message).about(node);
+    }
+    let mut claims = scope.claims.values();
+    if let Some(claim) = claims.find(|claim| claim.phase == Phase::RollingBack) {
+        let message = format!(
+            "{:?} is brought back: {}: {}",
+            claim.node, claim.reason, claim.message
+        );
+        return Verdict::new(true, ConfigReason::RollingBack, message);
+    }
     if let Some(message) = failed {
         return Verdict::new(true, ConfigReason::NodesFailed, message).about(first(&tally.failed));
     }
-    if let Some(message) = sentence(&tally.skipped, "left to another plugin") {
+    if let Some(message) = sentence(&tally.skipped, "left out") {
         let verdict = Verdict::new(true, ConfigReason::ForeignPlugin, message);
         return verdict.about(first(&tally.skipped));
+    }
+    for (type_, reason) in [
+        (NodeCondition::Contested, ConfigReason::Contested),
+        (
+            NodeCondition::PhantomResource,
+            ConfigReason::PhantomResource,
+        ),
+    ] {
+        let told = said_by_nodes(scope, type_);
+        if let Some(message) = sentence(&told, type_.as_str()) {
+            return Verdict::new(true, reason, message).about(first(&told));
+        }
     }
     let without = tally.resources.iter().find(|one| one.total == 0);
     if let Some(resource) = without.filter(|_| !tally.serving.is_empty()) {
@@ -273,6 +392,23 @@ fn degraded<'a>(scope: &Scope<'a>, tally: &Tally<'a>, accepted: &Verdict<'a>) ->
         return verdict.about(nodes.first().copied());
     }
     Verdict::new(false, ConfigReason::AsExpected, "nothing is wrong")
+}
+
+/// What nodes say whose condition of a type is True.
+fn said_by_nodes<'a>(scope: &Scope<'a>, type_: NodeCondition) -> Told<'a> {
+    let members = scope
+        .members
+        .iter()
+        .filter(|(_, one)| one.is_served_or_waits());
+    let told = members.filter_map(|(name, member)| {
+        let conditions = &member.object?.status.as_ref()?.conditions;
+        let is_true = |one: &&Condition| one.type_ == type_.as_str() && one.status == "True";
+        Some((
+            *name,
+            cut(&conditions.iter().find(is_true)?.message, FOREIGN_TEXT_MAX),
+        ))
+    });
+    told.collect()
 }
 
 fn no_devices(scope: &Scope<'_>, name: &str, nodes: usize) -> String {
