@@ -71,17 +71,18 @@ pub enum IntOrPercent {
 }
 
 impl IntOrPercent {
-    /// The number that it comes to, of this many, rounded down. A text that is no percentage, which
-    /// the schema refuses, is 0.
+    /// The number that it comes to, of this many, rounded down. A number in quotes is a number; a
+    /// text that is neither, which the schema refuses, is 0.
     pub fn of(&self, whole: i32) -> i32 {
-        match self {
-            Self::Int(number) => *number,
-            Self::Percent(text) => {
-                let percent = text.strip_suffix('%').and_then(|number| number.parse().ok());
-                let share = i64::from(whole) * percent.unwrap_or(0_i64) / 100;
-                i32::try_from(share).unwrap_or(i32::MAX)
-            }
-        }
+        let text = match self {
+            Self::Int(number) => return *number,
+            Self::Percent(text) => text,
+        };
+        let Some(percent) = text.strip_suffix('%') else {
+            return text.parse().unwrap_or(0);
+        };
+        let share = i64::from(whole) * percent.parse().unwrap_or(0_i64) / 100;
+        i32::try_from(share).unwrap_or(i32::MAX)
     }
 }
 
@@ -104,7 +105,12 @@ macro_rules! int_or_percent {
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
                 json_schema!({
                     "x-kubernetes-int-or-string": true,
-                    "x-kubernetes-validations": [{ "rule": $rule, "message": $message }],
+                    // Bounds what the API server reckons the rule to cost.
+                    "maxLength": 16,
+                    "x-kubernetes-validations": [{
+                        "rule": $rule,
+                        "messageExpression": concat!("'\"' + string(self) + '\" ", $message, "'"),
+                    }],
                 })
             }
         }
@@ -114,13 +120,13 @@ macro_rules! int_or_percent {
 int_or_percent!(
     /// How many nodes: 1 to 250, or 1% to 100%.
     NodeLimit,
-    "type(self) == int ? self >= 1 && self <= 250 : self.matches('^([1-9][0-9]?|100)%$')",
+    "string(self).matches('^([1-9][0-9]?|1[0-9][0-9]|2[0-4][0-9]|250|([1-9][0-9]?|100)%)$')",
     "must be a number from 1 to 250 or a percentage from 1% to 100%, such as 2 or \"10%\"; to change no node at all set paused: true"
 );
 int_or_percent!(
     /// How many devices: 0 to 1000, or 0% to 100%.
     DeviceLimit,
-    "type(self) == int ? self >= 0 && self <= 1000 : self.matches('^([0-9]|[1-9][0-9]|100)%$')",
+    "string(self).matches('^([0-9]|[1-9][0-9]{1,2}|1000|([0-9]|[1-9][0-9]|100)%)$')",
     "must be a number from 0 to 1000 or a percentage from 0% to 100%, such as 1 or \"10%\""
 );
 
@@ -129,12 +135,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentages_are_rounded_down() {
+    fn percentages_are_rounded_down_and_numbers_are_themselves() {
         for (limit, whole, wanted) in [
             ("3", 100, 3),
             ("'10%'", 3, 0),
             ("'10%'", 39, 3),
             ("'100%'", 7, 7),
+            ("'2'", 7, 2),
             ("'x'", 7, 0),
         ] {
             let limit: IntOrPercent = serde_yaml::from_str(limit).unwrap();

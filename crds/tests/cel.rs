@@ -393,6 +393,27 @@ fn by_pools_refusals() -> Vec<Refusal> {
     )]
 }
 
+const MAX_UNAVAILABLE: &str = "/spec/rollout/maxUnavailable";
+const TOLERATED_LOSS: &str = "/spec/rollout/gate/toleratedDeviceLoss";
+
+fn rollout_refusals() -> Vec<Refusal> {
+    let nodes =
+        |value, words| refusal(MAX_UNAVAILABLE, value, "spec.rollout.maxUnavailable", words);
+    let devices = |value, words| {
+        let field = "spec.rollout.gate.toleratedDeviceLoss";
+        refusal(TOLERATED_LOSS, value, field, words)
+    };
+    vec![
+        nodes(json!(0), &["\"0\"", "from 1 to 250", "paused: true"]),
+        nodes(json!(251), &["\"251\"", "from 1 to 250"]),
+        nodes(json!("0%"), &["\"0%\"", "from 1% to 100%"]),
+        nodes(json!("101%"), &["\"101%\"", "from 1% to 100%"]),
+        nodes(json!("two"), &["\"two\"", "from 1 to 250"]),
+        devices(json!(-1), &["\"-1\"", "from 0 to 1000"]),
+        devices(json!("1.5%"), &["\"1.5%\"", "from 0% to 100%"]),
+    ]
+}
+
 fn all() -> Vec<(Value, Vec<Refusal>)> {
     let mut of_config = config_refusals();
     of_config.extend(selector_refusals());
@@ -400,6 +421,7 @@ fn all() -> Vec<(Value, Vec<Refusal>)> {
     of_config.extend(path_refusals());
     of_config.extend(container_refusals());
     of_config.extend(agent_refusals());
+    of_config.extend(rollout_refusals());
     vec![
         (config(), of_config),
         (by_pools(), by_pools_refusals()),
@@ -443,6 +465,10 @@ fn right_values_are_accepted() {
         ("/metadata/name", json!("n")),
         ("/metadata/name", json!("n".repeat(50))),
         ("/metadata/name", json!("0-a")),
+        (MAX_UNAVAILABLE, json!(1)),
+        (MAX_UNAVAILABLE, json!("100%")),
+        (TOLERATED_LOSS, json!(0)),
+        (TOLERATED_LOSS, json!("0%")),
         (NAME, json!("a/b")),
         (NAME, json!("vendor.example/NVMe_x.y-1")),
         (NAME, json!(longest_domain)),
