@@ -285,7 +285,7 @@ pub fn is_idle(seen: &Snapshot, after: &[Claim], action: &Action) -> bool {
             .any(|pod| pod.config == action.config && pod.revision == revision),
         _ => false,
     };
-    !is_labelled && !is_named && !is_claimed && !is_used && !(is_stable && has_set)
+    !(is_labelled || is_named || is_claimed || is_used || is_stable && has_set)
 }
 
 /// Whether a revision becomes the stable one only when no node would be sent to it by that.
