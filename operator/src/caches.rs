@@ -1,6 +1,7 @@
 //! Everything that is watched.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crds::names::CONFIG_LABEL;
 use crds::{DevicePluginConfig, DevicePluginNode, DevicePluginPool};
@@ -19,7 +20,7 @@ use tokio::task::JoinSet;
 
 use crate::slim_node::SlimNode;
 use crate::store::{Health, Store, Watched};
-use crate::watch::Watch;
+use crate::watch::{Term, Watch};
 
 /// One object of ours, or why it cannot be read.
 #[derive(Debug)]
@@ -81,9 +82,11 @@ impl Caches {
                 &self.node_objects,
                 keep_node_object,
             )
+            .short()
             .run(stop.clone()),
         );
-        watches.spawn(watch(Api::all(client()), None, &self.nodes, keep_node).run(stop.clone()));
+        let nodes = watch(Api::all(client()), None, &self.nodes, keep_node).short();
+        watches.spawn(nodes.run(stop.clone()));
         let sets = Api::namespaced(client(), namespace);
         watches.spawn(watch(sets, ours(), &self.daemon_sets, keep_daemon_set).run(stop.clone()));
         let revisions = Api::namespaced(client(), namespace);
@@ -91,8 +94,16 @@ impl Caches {
         let maps = Api::namespaced(client(), namespace);
         watches.spawn(watch(maps, ours(), &self.config_maps, keep_config_map).run(stop.clone()));
         let pods = Api::namespaced(client(), namespace);
-        watches.spawn(watch(pods, ours(), &self.pods, keep_pod).run(stop.clone()));
+        let pods = watch(pods, ours(), &self.pods, keep_pod).short();
+        watches.spawn(pods.run(stop.clone()));
         watches
+    }
+
+    /// For how long until now the operator did not see for certain what happens to nodes and
+    /// agents: no clock of a claim may run then. Two watches that are blind at once count twice,
+    /// which errs to the safe side.
+    pub fn blind(&self, now: Instant) -> Duration {
+        self.nodes.blind(now) + self.pods.blind(now) + self.node_objects.blind(now)
     }
 
     /// Whether every watch stands.
@@ -164,6 +175,7 @@ fn watch<K, T>(
         labels,
         store: store.clone(),
         keep,
+        term: Term::Long,
     }
 }
 

@@ -46,6 +46,16 @@ pub struct Outcome {
     pub look_again: Option<Duration>,
 }
 
+impl Outcome {
+    /// Nothing was done yet.
+    pub fn later(wait: Duration) -> Self {
+        Self {
+            look_again: Some(wait),
+            ..Self::default()
+        }
+    }
+}
+
 /// Executes plans.
 pub struct Executor {
     client: Client,
@@ -147,12 +157,14 @@ impl Executor {
     }
 
     /// Writes what the plan says: in order, as long as the agreed rates allow. A config whose
-    /// objects cannot be made waits; a node that cannot be written holds back no other.
+    /// objects cannot be made waits; a node that cannot be written holds back no other. Before
+    /// each write it is asked whether this process may still act.
     pub async fn execute(
         &mut self,
         caches: &Caches,
         actions: &[Action],
         metrics: &Metrics,
+        may_act: impl Fn() -> bool,
     ) -> Outcome {
         let mut outcome = Outcome::default();
         let mut held: BTreeSet<&str> = BTreeSet::new();
@@ -167,6 +179,10 @@ impl Executor {
         });
         let started = Instant::now();
         for action in actions {
+            if !may_act() {
+                outcome.look_again = sooner(outcome.look_again, LOOK_AGAIN);
+                break;
+            }
             let config = action.config.as_str();
             if action.write.pace() != Pace::Free && started.elapsed() > PASS_MAX {
                 outcome.look_again = Some(Duration::ZERO);

@@ -35,6 +35,9 @@ pub struct RunFlags {
     /// Namespace of the operator, where agents run.
     #[arg(long, env = "POD_NAMESPACE", default_value = "")]
     pub namespace: String,
+    /// Name of the operator's pod: what stands in the Lease while this process leads.
+    #[arg(long, env = "POD_NAME", default_value = "")]
+    pub pod_name: String,
     /// Agent image of configs that name none.
     #[arg(long, env = "AGENT_IMAGE", default_value = "")]
     pub agent_image: String,

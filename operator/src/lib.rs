@@ -7,6 +7,8 @@ pub mod client;
 pub mod driver;
 pub mod execute;
 pub mod flags;
+pub mod lease;
+pub mod ledger;
 pub mod metrics;
 pub mod observe;
 pub mod publish;

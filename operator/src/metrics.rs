@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use operator_core::ledger::{Ledger, Phase};
 use operator_core::plan::Plan;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -21,6 +22,9 @@ pub const METRICS: &[(&str, &str)] = &[
     (NODES.0, NODES.1),
     (CONDITION.0, CONDITION.1),
     (WRITES.0, WRITES.1),
+    (LEADER.0, LEADER.1),
+    (LEDGER_WRITES.0, LEDGER_WRITES.1),
+    (CLAIMS.0, CLAIMS.1),
     (BUILD.0, BUILD.1),
 ];
 
@@ -30,7 +34,7 @@ const RECONCILE_DURATION: (&str, &str) = (
 );
 const RECONCILE_ERRORS: (&str, &str) = (
     "device_plugin_operator_reconcile_errors_total",
-    "Failures by step of a pass: observe, audit, execute or publish",
+    "Failures by step of a pass: observe, audit, record, execute or publish",
 );
 const NODES: (&str, &str) = (
     "device_plugin_operator_nodes",
@@ -44,18 +48,45 @@ const WRITES: (&str, &str) = (
     "device_plugin_operator_writes_total",
     "Writes to the API server that succeeded, by kind of object and verb",
 );
+const LEADER: (&str, &str) = (
+    "device_plugin_operator_leader",
+    "Whether this operator is the one that acts",
+);
+const LEDGER_WRITES: (&str, &str) = (
+    "device_plugin_operator_ledger_writes_total",
+    "Writes of the ledger by result: written, outdated or refused",
+);
+const CLAIMS: (&str, &str) = (
+    "device_plugin_operator_claims",
+    "Nodes that are being changed, by phase",
+);
 const BUILD: (&str, &str) = (
     "device_plugin_operator_build_info",
     "Version of the operator",
 );
 
+/// Phases of claims.
+const PHASES: [Phase; 9] = [
+    Phase::Staging,
+    Phase::Staged,
+    Phase::Switching,
+    Phase::Verifying,
+    Phase::Soaking,
+    Phase::Committing,
+    Phase::RollingBack,
+    Phase::Quarantined,
+    Phase::Releasing,
+];
+
 /// A step of a pass that can fail.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Step {
-    /// The caches are not complete.
+    /// The caches are not complete, or the ledger cannot be read.
     Observe,
     /// A plan broke a safety rule.
     Audit,
+    /// The ledger was not written.
+    Record,
     /// A write was refused.
     Execute,
     /// A status was refused.
@@ -67,8 +98,30 @@ impl Step {
         match self {
             Self::Observe => "observe",
             Self::Audit => "audit",
+            Self::Record => "record",
             Self::Execute => "execute",
             Self::Publish => "publish",
+        }
+    }
+}
+
+/// How a write of the ledger ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Recording {
+    /// It is written.
+    Written,
+    /// It had changed since it was read.
+    Outdated,
+    /// It was refused, or no answer came.
+    Refused,
+}
+
+impl Recording {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Written => "written",
+            Self::Outdated => "outdated",
+            Self::Refused => "refused",
         }
     }
 }
@@ -91,6 +144,16 @@ struct OfCondition {
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct OfResult {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct OfClaim {
+    phase: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct OfWrite {
     kind: &'static str,
     verb: &'static str,
@@ -104,6 +167,9 @@ pub struct Metrics {
     nodes: Family<OfNodes, Gauge>,
     conditions: Family<OfCondition, Gauge>,
     writes: Family<OfWrite, Counter>,
+    leader: Gauge,
+    ledger_writes: Family<OfResult, Counter>,
+    claims: Family<OfClaim, Gauge>,
 }
 
 impl Metrics {
@@ -117,12 +183,11 @@ impl Metrics {
             nodes: Family::default(),
             conditions: Family::default(),
             writes: Family::default(),
+            leader: Gauge::default(),
+            ledger_writes: Family::default(),
+            claims: Family::default(),
         };
-        for step in [Step::Observe, Step::Audit, Step::Execute, Step::Publish] {
-            // An error that never happened is a zero, not an absence.
-            let step = step.as_str();
-            drop(metrics.errors.get_or_create(&OfStep { step }));
-        }
+        metrics.start_at_zero();
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register(
             own_name(RECONCILE_DURATION.0),
@@ -141,8 +206,34 @@ impl Metrics {
             metrics.conditions.clone(),
         );
         registry.register(own_name(WRITES.0), WRITES.1, metrics.writes.clone());
+        registry.register(own_name(LEADER.0), LEADER.1, metrics.leader.clone());
+        registry.register(
+            own_name(LEDGER_WRITES.0),
+            LEDGER_WRITES.1,
+            metrics.ledger_writes.clone(),
+        );
+        registry.register(own_name(CLAIMS.0), CLAIMS.1, metrics.claims.clone());
         registry.register(own_name(BUILD.0), BUILD.1, build);
         metrics
+    }
+
+    /// What never happened is a zero, not an absence.
+    fn start_at_zero(&self) {
+        for step in [
+            Step::Observe,
+            Step::Audit,
+            Step::Record,
+            Step::Execute,
+            Step::Publish,
+        ] {
+            let step = step.as_str();
+            drop(self.errors.get_or_create(&OfStep { step }));
+        }
+        for result in [Recording::Written, Recording::Outdated, Recording::Refused] {
+            let result = result.as_str();
+            drop(self.ledger_writes.get_or_create(&OfResult { result }));
+        }
+        self.claim(None);
     }
 
     /// A pass ended.
@@ -159,6 +250,28 @@ impl Metrics {
     /// A write succeeded.
     pub fn wrote(&self, kind: &'static str, verb: &'static str) {
         self.writes.get_or_create(&OfWrite { kind, verb }).inc();
+    }
+
+    /// Whether this process leads.
+    pub fn leads(&self, leads: bool) {
+        self.leader.set(leads.into());
+    }
+
+    /// A write of the ledger ended.
+    pub fn recorded(&self, result: Recording) {
+        let result = result.as_str();
+        self.ledger_writes.get_or_create(&OfResult { result }).inc();
+    }
+
+    /// What the ledger says now.
+    pub fn claim(&self, ledger: Option<&Ledger>) {
+        for phase in PHASES {
+            let claims = ledger.iter().flat_map(|ledger| &ledger.claims);
+            let count = claims.filter(|claim| claim.phase == phase).count();
+            let phase = phase.as_str();
+            let gauge = self.claims.get_or_create(&OfClaim { phase });
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
     }
 
     /// Where configs stand. Those that are gone vanish.

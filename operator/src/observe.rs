@@ -2,20 +2,40 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use k8s_openapi::jiff::Timestamp;
 use operator_core::settings::Settings;
 use operator_core::snapshot::Snapshot;
 
 use crate::caches::{Caches, Readable};
+use crate::client::CallError;
+use crate::ledger::Ledgers;
 
 /// The snapshot to plan on.
-pub fn observe(
+///
+/// # Errors
+/// When the ledger cannot be read.
+pub async fn observe(
     caches: &Caches,
     settings: &Arc<Settings>,
     kinds_missing: bool,
+    epoch: u64,
     write_failures: BTreeMap<String, String>,
-) -> Snapshot {
+    ledgers: &mut Ledgers,
+) -> Result<Snapshot, CallError> {
+    let start = Instant::now();
+    let blind = caches.blind(start);
+    let mut seen = cached(caches, settings, kinds_missing);
+    // After everything else: what the caches show of an earlier leader's acts is then in it.
+    (seen.ledger, seen.watched) = ledgers.read(start, blind).await?;
+    seen.epoch = epoch;
+    seen.write_failures = write_failures;
+    Ok(seen)
+}
+
+/// What the watches have brought.
+fn cached(caches: &Caches, settings: &Arc<Settings>, kinds_missing: bool) -> Snapshot {
     let now = Timestamp::now();
     // The API keeps whole seconds: a finer time would differ from what is read back.
     let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
@@ -42,7 +62,6 @@ pub fn observe(
         revisions: caches.revisions.objects(),
         config_maps: caches.config_maps.objects(),
         pods: caches.pods.objects(),
-        write_failures,
         ..Snapshot::empty(settings.clone(), now)
     }
 }

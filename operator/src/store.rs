@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use operator_core::seen::Identity;
 use tokio::sync::Notify;
@@ -15,6 +16,11 @@ pub trait Watched {
     /// Whether the other says nothing new to a decision.
     fn is_same(&self, other: &Self) -> bool;
 }
+
+/// For how long what a watch has brought counts as fresh after its last sign of life. Half of it
+/// would take a watch that is opened anew every few seconds for dead when one attempt fails; double
+/// would let a claim's clock run for half a minute while the operator sees nothing.
+pub const FRESH: Duration = Duration::from_secs(15);
 
 /// How a watch fares.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -44,6 +50,13 @@ struct State<T> {
     health: Health,
     /// The highest version that the list or the watch has brought.
     brought: u64,
+    /// Until when it has been added up for how long nothing was known for certain.
+    proven: Instant,
+    /// For how long.
+    blind: Duration,
+    /// The version of a write of ours that the watch has not brought yet, and since when: a watch
+    /// that brings only other news is not alive.
+    owed: Option<(u64, Instant)>,
 }
 
 #[derive(Debug)]
@@ -62,6 +75,10 @@ impl<T: Watched> Store<T> {
                 buried: BTreeSet::new(),
                 health: Health::Starting,
                 brought: 0,
+                // Nothing is known before the first list.
+                proven: long_ago(Instant::now()),
+                blind: Duration::ZERO,
+                owed: None,
             }),
             wake,
         }
@@ -79,6 +96,25 @@ impl<T: Watched> Store<T> {
         objects
             .map(|(name, held)| (name.clone(), held.object.clone()))
             .collect()
+    }
+
+    /// For how long until now, since the store was made, it was not certain that the watch tells
+    /// what happens.
+    pub fn blind(&self, now: Instant) -> Duration {
+        let state = self.lock();
+        state.blind + state.unproven(now)
+    }
+
+    /// The watch has shown that it is alive, with or without news.
+    pub fn prove(&self) {
+        self.lock().prove(Instant::now());
+    }
+
+    /// The watch has told everything up to this version.
+    pub fn bring(&self, version: u64) {
+        let mut state = self.lock();
+        state.bring(version);
+        state.prove(Instant::now());
     }
 
     /// Notes how the watch fares.
@@ -99,6 +135,9 @@ impl<T: Watched> Store<T> {
     pub fn replace(&self, list: Vec<T>, version: u64) {
         let mut state = self.lock();
         state.bring(version);
+        // A list is read from the source: it holds whatever was written before.
+        state.owed = None;
+        state.prove(Instant::now());
         let listed: BTreeSet<_> = list.iter().map(|object| object.id().uid).collect();
         let before = state.objects.len();
         state
@@ -119,6 +158,7 @@ impl<T: Watched> Store<T> {
     pub fn apply(&self, object: T) {
         let mut state = self.lock();
         state.bring(version(&object.id()));
+        state.prove(Instant::now());
         if state.apply(object) {
             self.wake.notify_one();
         }
@@ -129,7 +169,11 @@ impl<T: Watched> Store<T> {
     pub fn answer(&self, object: T) {
         let mut state = self.lock();
         let id = object.id();
-        let is_gone = !state.objects.contains_key(&id.name) && version(&id) <= state.brought;
+        let version = version(&id);
+        let is_gone = !state.objects.contains_key(&id.name) && version <= state.brought;
+        if version > state.brought && version != u64::MAX {
+            state.owed = state.owed.or(Some((version, Instant::now())));
+        }
         if !is_gone && state.apply(object) {
             self.wake.notify_one();
         }
@@ -139,6 +183,7 @@ impl<T: Watched> Store<T> {
     pub fn remove(&self, id: &Identity) {
         let mut state = self.lock();
         state.bring(version(id));
+        state.prove(Instant::now());
         state.buried.remove(&id.uid);
         if state.take(id) {
             self.wake.notify_one();
@@ -165,11 +210,33 @@ fn version(id: &Identity) -> u64 {
     id.version.parse().unwrap_or(u64::MAX)
 }
 
+/// A moment whose proof is worth nothing any more.
+fn long_ago(now: Instant) -> Instant {
+    now.checked_sub(FRESH).unwrap_or(now)
+}
+
 impl<T: Watched> State<T> {
     fn bring(&mut self, version: u64) {
         if version != u64::MAX {
             self.brought = self.brought.max(version);
         }
+        let brought = self.brought;
+        self.owed = self.owed.filter(|(owed, _)| *owed > brought);
+    }
+
+    /// For how long nothing was certain since the last proof.
+    fn unproven(&self, now: Instant) -> Duration {
+        let proven = now.saturating_duration_since(self.proven);
+        proven.saturating_sub(FRESH)
+    }
+
+    fn prove(&mut self, now: Instant) {
+        let is_behind = |(_, since): (u64, Instant)| now.saturating_duration_since(since) > FRESH;
+        if self.owed.is_some_and(is_behind) {
+            return;
+        }
+        self.blind += self.unproven(now);
+        self.proven = now;
     }
 
     /// Whether it was news.
@@ -310,6 +377,40 @@ mod tests {
         assert_eq!(contents(&store), ["listed"]);
         store.set_health(Health::Missing);
         assert_eq!(contents(&store), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn a_watch_is_blind_from_a_while_after_its_last_sign_of_life() {
+        let start = Instant::now() + Duration::from_secs(1_000);
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let store = store();
+        let blind = |now| store.blind(now).as_secs();
+        let before = blind(start);
+        assert!(before >= 999, "nothing is known before the first list");
+        store.lock().prove(start);
+        for (now, expected) in [(0, 0), (15, 0), (16, 1), (40, 25)] {
+            assert_eq!(blind(at(now)) - before, expected, "at {now} s");
+        }
+        store.lock().prove(at(40));
+        assert_eq!(blind(at(55)) - before, 25, "what is over stays");
+        assert_eq!(blind(at(60)) - before, 30);
+    }
+
+    #[test]
+    fn a_watch_that_does_not_bring_our_own_write_is_blind() {
+        let store = store();
+        store.replace(vec![thing("a", "1", "10", "listed")], 10);
+        store.answer(thing("a", "1", "12", "written"));
+        let now = Instant::now();
+        let at = |seconds| now + Duration::from_secs(seconds);
+        // Other news come, and ours does not.
+        store.lock().prove(at(10));
+        store.apply(thing("b", "2", "11", "other"));
+        store.lock().prove(at(20));
+        assert!(store.blind(at(30)) > store.blind(at(20)));
+        store.bring(12);
+        store.lock().prove(at(40));
+        assert_eq!(store.blind(at(50)), store.blind(at(40)));
     }
 
     #[tokio::test]

@@ -32,9 +32,29 @@ const RETRY_MAX: Duration = Duration::from_secs(4);
 /// The shortest.
 const RETRY_MIN: Duration = Duration::from_millis(250);
 
-/// How long a watch may be silent before it is opened again: the API server is asked to end it
-/// after 290 s, so a longer silence is a dead connection.
-const SILENCE_MAX: Duration = Duration::from_secs(300);
+/// How much longer than asked for a watch may take to end: a longer silence is a dead connection.
+const OVERTIME: Duration = Duration::from_secs(5);
+
+/// How long one call of a watch takes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Term {
+    /// Most of five minutes, as is usual: news come at once either way.
+    Long,
+    /// So short that a dead connection is known as one before [`FRESH`](crate::store::FRESH) is
+    /// over: for kinds that the clocks of claims depend on. The API server sends its bookmark two
+    /// seconds before the end, so a quiet kind's version stays young, and what is opened anew is
+    /// one cheap call. Half as long would double those, double would be no proof in time.
+    Short,
+}
+
+impl Term {
+    fn seconds(self) -> u32 {
+        match self {
+            Self::Long => 290,
+            Self::Short => 8,
+        }
+    }
+}
 
 /// One kind to watch.
 pub struct Watch<K, T> {
@@ -46,13 +66,17 @@ pub struct Watch<K, T> {
     pub store: Arc<Store<T>>,
     /// What is kept of an object.
     pub keep: fn(K) -> Option<T>,
+    /// How long one call takes.
+    pub term: Term,
 }
 
 /// Why a watch ended.
 enum End {
     /// Its version is too old, or the kind is gone: a new list is needed.
     Relist(Option<Health>),
-    /// The connection broke, or its time was up: it goes on where it was.
+    /// Its time was up: it goes on where it was, at once.
+    Over,
+    /// The connection broke: it goes on where it was.
     Resume(Option<Health>),
 }
 
@@ -61,6 +85,14 @@ where
     K: Clone + Debug + DeserializeOwned + Resource,
     T: Watched,
 {
+    /// With calls so short that a dead connection does not look like one without news.
+    pub fn short(self) -> Self {
+        Self {
+            term: Term::Short,
+            ..self
+        }
+    }
+
     /// Lists and watches until a stop is asked for.
     pub async fn run(self, stop: Stop) {
         tokio::select! {
@@ -122,6 +154,12 @@ where
                     }
                     return;
                 }
+                End::Over => {
+                    wait = RETRY_MIN;
+                    if started.elapsed() > RETRY_MAX {
+                        continue;
+                    }
+                }
                 End::Resume(None) => {
                     if started.elapsed() > RETRY_MAX {
                         wait = RETRY_MIN;
@@ -135,7 +173,8 @@ where
     }
 
     async fn watch_once(&self, version: &mut String) -> End {
-        let mut params = WatchParams::default();
+        let mut params = WatchParams::default().timeout(self.term.seconds());
+        let silence_max = Duration::from_secs(self.term.seconds().into()) + OVERTIME;
         params.label_selector.clone_from(&self.labels);
         let stream = match call(self.api.watch(&params, version)).await {
             Ok(stream) => stream,
@@ -153,9 +192,10 @@ where
             Err(error) => return End::Resume(Some(health(&error))),
         };
         self.store.set_health(Health::Synced);
+        self.store.prove();
         let mut stream = std::pin::pin!(stream);
         loop {
-            match tokio::time::timeout(SILENCE_MAX, stream.next()).await {
+            match tokio::time::timeout(silence_max, stream.next()).await {
                 Ok(Some(Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)))) => {
                     note(version, &object);
                     if let Some(kept) = (self.keep)(object) {
@@ -168,13 +208,18 @@ where
                 }
                 Ok(Some(Ok(WatchEvent::Bookmark(bookmark)))) => {
                     *version = bookmark.metadata.resource_version;
+                    self.store.bring(version.parse().unwrap_or(u64::MAX));
                 }
                 Ok(Some(Ok(WatchEvent::Error(status)))) => return End::Relist(refusal(&status)),
                 Ok(Some(Err(error))) => {
                     tracing::debug!(error = %error, "a watch broke");
                     return End::Resume(None);
                 }
-                Ok(None) | Err(_) => return End::Resume(None),
+                Ok(None) => {
+                    self.store.prove();
+                    return End::Over;
+                }
+                Err(_) => return End::Resume(None),
             }
         }
     }

@@ -41,6 +41,7 @@ pub fn writes_since(log: &Path, mark: usize, user: &str) -> Result<BTreeMap<Stri
         if written
             && field("/user/username").contains(user)
             && field("/objectRef/subresource") != "token"
+            && field("/objectRef/resource") != "leases"
         {
             let what = format!(
                 "{} {}/{} {}",

@@ -1,16 +1,20 @@
 //! A running operator and its API server.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::server::Server;
 use daemon::{Readiness, Stop};
-use operator::caches::Caches;
 use operator::client::configure;
-use operator::driver::Driver;
+use operator::driver::{self, Planner};
 use operator::flags::RunFlags;
+use operator::lease::decision::Timing;
 use operator::metrics::Metrics;
+use operator_core::plan::plan;
+use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use serde_json::json;
+use tokio::task::JoinHandle;
 
 /// Both.
 pub struct Bench {
@@ -18,6 +22,59 @@ pub struct Bench {
     pub client: kube::Client,
     pub readiness: Readiness,
     stop: Stop,
+}
+
+/// One operator of several.
+pub struct Operator {
+    pub stop: Stop,
+    pub readiness: Readiness,
+    pub metrics: Registry,
+    pub ended: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Operator {
+    /// The value of a metric.
+    pub fn metric(&self, name: &str) -> f64 {
+        let mut text = String::new();
+        encode(&mut text, &self.metrics).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_default().trim().parse().unwrap_or(f64::NAN)
+    }
+
+    pub fn leads(&self) -> bool {
+        self.metric("device_plugin_operator_leader") > 0.0
+    }
+
+    /// Why it has ended by itself.
+    pub async fn end(&mut self) -> String {
+        let ended = tokio::time::timeout(Duration::from_secs(30), &mut self.ended);
+        match ended.await.expect("the operator goes on").unwrap() {
+            Ok(()) => String::new(),
+            Err(error) => format!("{error:#}"),
+        }
+    }
+}
+
+/// A tenth of what production has.
+pub const TIMING: Timing = Timing {
+    lease: Duration::from_millis(1_500),
+    deadline: Duration::from_millis(1_000),
+    retry: Duration::from_millis(200),
+};
+
+fn flags(pod: &str, rate: u32) -> RunFlags {
+    RunFlags {
+        namespace: "dps".to_owned(),
+        pod_name: pod.to_owned(),
+        agent_image: "registry.example.com/agent:1".to_owned(),
+        agent_service_account: "device-plugin-agent".to_owned(),
+        device_plugin_dir: "/var/lib/kubelet/device-plugins".to_owned(),
+        kubelet_root_dir: "/var/lib/kubelet".to_owned(),
+        node_status_period_seconds: 10,
+        http_address: "127.0.0.1:0".parse().unwrap(),
+        node_writes_per_second: rate,
+        pins_per_second: rate,
+    }
 }
 
 impl Bench {
@@ -40,33 +97,46 @@ impl Bench {
 
     /// Runs the operator with a rate of node writes.
     pub fn run_with(&self, rate: u32) {
-        let flags = RunFlags {
-            namespace: "dps".to_owned(),
-            agent_image: "registry.example.com/agent:1".to_owned(),
-            agent_service_account: "device-plugin-agent".to_owned(),
-            device_plugin_dir: "/var/lib/kubelet/device-plugins".to_owned(),
-            kubelet_root_dir: "/var/lib/kubelet".to_owned(),
-            node_status_period_seconds: 10,
-            http_address: "127.0.0.1:0".parse().unwrap(),
-            node_writes_per_second: rate,
-            pins_per_second: rate,
+        let (stop, readiness) = (self.stop.clone(), self.readiness.clone());
+        let flags = flags("operator", rate);
+        drop(self.operator(flags, TIMING, Arc::new(plan), (stop, readiness)));
+    }
+
+    /// Runs one more operator, in a pod of this name.
+    pub fn another(&self, pod: &str) -> Operator {
+        self.another_with(pod, TIMING, Arc::new(plan))
+    }
+
+    /// Runs one more operator that decides so.
+    pub fn another_with(&self, pod: &str, timing: Timing, plan: Planner) -> Operator {
+        let parts = (Stop::default(), Readiness::new("starts"));
+        self.operator(flags(pod, 1_000), timing, plan, parts)
+    }
+
+    fn operator(
+        &self,
+        flags: RunFlags,
+        timing: Timing,
+        plan: Planner,
+        (stop, readiness): (Stop, Readiness),
+    ) -> Operator {
+        let mut registry = Registry::default();
+        let operator = driver::Operator {
+            client: self.client.clone(),
+            flags,
+            timing,
+            plan,
+            metrics: Metrics::registered(&mut registry),
+            readiness: readiness.clone(),
         };
-        let metrics = Metrics::registered(&mut Registry::default());
-        let (client, stop, readiness) = (
-            self.client.clone(),
-            self.stop.clone(),
-            self.readiness.clone(),
-        );
-        tokio::spawn(async move {
-            let settings = flags.settings().unwrap();
-            let mut driver = Driver::new(client.clone(), &flags, settings, metrics, readiness);
-            let caches: &Caches = driver.caches();
-            let _watches = caches.watch(&client, "dps", &stop);
-            tokio::select! {
-                () = driver.forever() => {}
-                () = stop.requested() => {}
-            }
-        });
+        let given = stop.clone();
+        let ended = tokio::spawn(async move { operator.run(&given).await });
+        Operator {
+            stop,
+            readiness,
+            metrics: registry,
+            ended,
+        }
     }
 
     pub async fn started() -> Self {

@@ -3,6 +3,10 @@
 #[cfg(test)]
 mod bench;
 #[cfg(test)]
+mod election;
+#[cfg(test)]
+mod ledger;
+#[cfg(test)]
 mod server;
 #[cfg(test)]
 mod stories;

@@ -1,6 +1,7 @@
-//! An API server of a few kinds, in the process: lists, watches, creations, merge patches, applied
-//! statuses and deletions, with resource versions, preconditions and finalizers as the real one has
-//! them. A test can hold its watches back, refuse writes, and serve a kind later.
+//! An API server of a few kinds, in the process: reads, lists, watches that end in time, creations,
+//! replacements, merge patches, applied statuses and deletions, with resource versions,
+//! preconditions and finalizers as the real one has them. A test can hold its watches back, refuse
+//! reads and writes, and serve a kind later.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -86,13 +87,27 @@ impl Cluster {
         reason.unwrap_or_default().to_owned()
     }
 
-    /// Writes that were done, without statuses and events, in order.
+    /// Writes that were done, without statuses, events and the election, in order.
     pub fn done(&self) -> Vec<&str> {
         let done = self.writes.iter().filter(|(_, code, _)| *code < 300);
         let lines = done.map(|(line, _, _)| line.as_str());
         lines
-            .filter(|line| !line.contains("/status") && !line.contains("events"))
+            .filter(|line| {
+                ["/status", "events", " leases "]
+                    .iter()
+                    .all(|one| !line.contains(one))
+            })
             .collect()
+    }
+
+    /// What the Lease says.
+    pub fn holder(&self) -> (&str, i64) {
+        let spec = self
+            .get("leases", "device-plugin-operator")
+            .map(|lease| &lease["spec"]);
+        let holder = spec.and_then(|spec| spec["holderIdentity"].as_str());
+        let transitions = spec.and_then(|spec| spec["leaseTransitions"].as_i64());
+        (holder.unwrap_or_default(), transitions.unwrap_or_default())
     }
 
     fn put(&mut self, kind: &str, name: &str, mut object: Value, event: &str) -> Value {
@@ -250,14 +265,15 @@ async fn answer(State(server): State<Server>, request: Request) -> Response {
         return (StatusCode::NOT_FOUND, "404 page not found\n").into_response();
     }
     if method == Method::GET {
-        return if query.contains("watch=true") {
-            follow(server, kind, &query)
-        } else {
-            list(&server, &kind)
+        return match name {
+            Some(name) => read(&server, &kind, &name),
+            None if query.contains("watch=true") => follow(server, kind, &query),
+            None => list(&server, &kind, is_labelled(&query)),
         };
     }
     let verb = match (method.as_str(), sub.as_deref()) {
         ("POST", _) => "create",
+        ("PUT", _) => "update",
         ("PATCH", Some("status")) => "apply",
         ("PATCH", _) => "patch",
         _ => "delete",
@@ -268,9 +284,10 @@ async fn answer(State(server): State<Server>, request: Request) -> Response {
             .or_else(|| body["metadata"]["name"].as_str().map(str::to_owned));
         let named = named.unwrap_or_default();
         let (code, answer) = match cluster.refused(verb, &kind, &named) {
-            Some(code) => (code, status(code, "Forbidden", "the test refuses this")),
+            Some(code) => refusal(code),
             None => match verb {
                 "create" => created(cluster, &kind, body),
+                "update" => updated(cluster, &kind, &named, body),
                 "delete" => deleted(cluster, &kind, &named, body.pointer("/preconditions/uid")),
                 "apply" => applied(cluster, &kind, &named, &body),
                 _ => patched(cluster, &kind, &named, &body),
@@ -283,10 +300,42 @@ async fn answer(State(server): State<Server>, request: Request) -> Response {
     })
 }
 
-fn list(server: &Server, kind: &str) -> Response {
+fn read(server: &Server, kind: &str, name: &str) -> Response {
+    let mut cluster = server.state.lock().unwrap();
+    let (code, answer) = match cluster.refused("get", kind, name) {
+        Some(code) => refusal(code),
+        None => match cluster.get(kind, name) {
+            Some(object) => (200, object.clone()),
+            None => not_found(kind, name),
+        },
+    };
+    (StatusCode::from_u16(code).unwrap(), answer.to_string()).into_response()
+}
+
+/// Whether only objects with our label are asked for; no other selector is known.
+fn is_labelled(query: &str) -> bool {
+    let selector = query
+        .split('&')
+        .find_map(|part| part.strip_prefix("labelSelector="));
+    match selector {
+        None | Some("") => false,
+        Some("deviceplugins.dev%2Fconfig" | "deviceplugins.dev/config") => true,
+        Some(other) => panic!("this server knows no selector {other:?}"),
+    }
+}
+
+fn has_label(object: &Value) -> bool {
+    !object["metadata"]["labels"]["deviceplugins.dev/config"].is_null()
+}
+
+fn list(server: &Server, kind: &str, labelled: bool) -> Response {
     server.change(|cluster| {
         cluster.lists += 1;
-        let items: Vec<_> = cluster.objects.get(kind).into_iter().flatten().map(|(_, one)| one).collect();
+        let objects = cluster.objects.get(kind).into_iter().flatten();
+        let items: Vec<_> = objects
+            .map(|(_, one)| one)
+            .filter(|one| !labelled || has_label(one))
+            .collect();
         let version = cluster.version.to_string();
         json!({ "apiVersion": "v1", "kind": "List", "metadata": { "resourceVersion": version }, "items": items })
             .to_string()
@@ -300,10 +349,18 @@ fn follow(server: Server, kind: String, query: &str) -> Response {
         .split('&')
         .find_map(|part| part.strip_prefix("resourceVersion="));
     let cursor: u64 = version.unwrap_or_default().parse().unwrap_or_default();
+    let seconds = query
+        .split('&')
+        .find_map(|part| part.strip_prefix("timeoutSeconds="))
+        .unwrap()
+        .parse()
+        .unwrap();
+    let end = tokio::time::Instant::now() + Duration::from_secs(seconds);
+    let labelled = is_labelled(query);
     let changes = server.changed.subscribe();
     let events = stream::unfold(
         (server, changes, cursor, false),
-        move |(server, mut changes, cursor, ended)| {
+        move |(server, mut changes, mut cursor, ended)| {
             let kind = kind.clone();
             async move {
                 if ended {
@@ -312,12 +369,19 @@ fn follow(server: Server, kind: String, query: &str) -> Response {
                 loop {
                     changes.borrow_and_update();
                     let next = next_event(&server.state.lock().unwrap(), &kind, cursor);
-                    if let Some((version, line)) = next {
+                    if let Some((version, event)) = next {
                         let ended = version == u64::MAX;
-                        let line = Ok::<_, Infallible>(format!("{line}\n"));
+                        cursor = version;
+                        if labelled && !ended && !has_label(&event["object"]) {
+                            continue;
+                        }
+                        let line = Ok::<_, Infallible>(format!("{event}\n"));
                         return Some((line, (server, changes, version, ended)));
                     }
-                    changes.changed().await.ok()?;
+                    tokio::time::timeout_at(end, changes.changed())
+                        .await
+                        .ok()?
+                        .ok()?;
                 }
             }
         },
@@ -325,17 +389,17 @@ fn follow(server: Server, kind: String, query: &str) -> Response {
     Body::from_stream(events).into_response()
 }
 
-fn next_event(cluster: &Cluster, kind: &str, cursor: u64) -> Option<(u64, String)> {
+fn next_event(cluster: &Cluster, kind: &str, cursor: u64) -> Option<(u64, Value)> {
     if cursor < cluster.compacted || cluster.missing.contains(kind) {
         let gone = json!({ "type": "ERROR", "object": status(410, "Expired", "too old resource version") });
-        return Some((u64::MAX, gone.to_string()));
+        return Some((u64::MAX, gone));
     }
     if cluster.held.contains(kind) {
         return None;
     }
     let mut log = cluster.log.iter();
     let next = log.find(|one| one.version > cursor && one.kind == kind)?;
-    Some((next.version, next.event.to_string()))
+    Some((next.version, next.event.clone()))
 }
 
 fn created(cluster: &mut Cluster, kind: &str, mut object: Value) -> (u16, Value) {
@@ -357,21 +421,38 @@ fn created(cluster: &mut Cluster, kind: &str, mut object: Value) -> (u16, Value)
     (201, cluster.put(kind, &name, object, "ADDED"))
 }
 
+fn updated(cluster: &mut Cluster, kind: &str, name: &str, object: Value) -> (u16, Value) {
+    let Some(present) = cluster.get(kind, name).cloned() else {
+        return not_found(kind, name);
+    };
+    if let Some(conflict) = conflict(&object, &present) {
+        return conflict;
+    }
+    (200, cluster.put(kind, name, object, "MODIFIED"))
+}
+
+/// The answer to a write that assumed another object, or another version of it.
+fn conflict(write: &Value, present: &Value) -> Option<(u16, Value)> {
+    let fields = ["uid", "resourceVersion"];
+    let other = fields.into_iter().find(|field| {
+        let assumed = &write["metadata"][field];
+        !assumed.is_null() && *assumed != present["metadata"][field]
+    })?;
+    let answer = status(409, "Conflict", &format!("{other} is another one"));
+    Some((409, answer))
+}
+
+fn not_found(kind: &str, name: &str) -> (u16, Value) {
+    let message = format!("{kind} {name:?} not found");
+    (404, status(404, "NotFound", &message))
+}
+
 fn patched(cluster: &mut Cluster, kind: &str, name: &str, patch: &Value) -> (u16, Value) {
     let Some(present) = cluster.get(kind, name).cloned() else {
-        return (
-            404,
-            status(404, "NotFound", &format!("{kind} {name:?} not found")),
-        );
+        return not_found(kind, name);
     };
-    for field in ["uid", "resourceVersion"] {
-        let assumed = &patch["metadata"][field];
-        if !assumed.is_null() && *assumed != present["metadata"][field] {
-            return (
-                409,
-                status(409, "Conflict", &format!("{field} is another one")),
-            );
-        }
+    if let Some(conflict) = conflict(patch, &present) {
+        return conflict;
     }
     let mut object = present.clone();
     merge(&mut object, patch);
@@ -391,10 +472,7 @@ fn patched(cluster: &mut Cluster, kind: &str, name: &str, patch: &Value) -> (u16
 
 fn applied(cluster: &mut Cluster, kind: &str, name: &str, body: &Value) -> (u16, Value) {
     let Some(present) = cluster.get(kind, name).cloned() else {
-        return (
-            404,
-            status(404, "NotFound", &format!("{kind} {name:?} not found")),
-        );
+        return not_found(kind, name);
     };
     if body["metadata"]["uid"] != present["metadata"]["uid"] {
         return (409, status(409, "Conflict", "uid is another one"));
@@ -415,10 +493,7 @@ fn applied(cluster: &mut Cluster, kind: &str, name: &str, body: &Value) -> (u16,
 
 fn deleted(cluster: &mut Cluster, kind: &str, name: &str, uid: Option<&Value>) -> (u16, Value) {
     let Some(mut object) = cluster.get(kind, name).cloned() else {
-        return (
-            404,
-            status(404, "NotFound", &format!("{kind} {name:?} not found")),
-        );
+        return not_found(kind, name);
     };
     if uid.is_some_and(|uid| *uid != object["metadata"]["uid"]) {
         return (409, status(409, "Conflict", "uid is another one"));
@@ -435,6 +510,14 @@ fn deleted(cluster: &mut Cluster, kind: &str, name: &str, uid: Option<&Value>) -
         200,
         json!({ "apiVersion": "v1", "kind": "Status", "status": "Success" }),
     )
+}
+
+fn refusal(code: u16) -> (u16, Value) {
+    let reason = match code {
+        409 => "Conflict",
+        _ => "Forbidden",
+    };
+    (code, status(code, reason, "the test refuses this"))
 }
 
 fn status(code: u16, reason: &str, message: &str) -> Value {
