@@ -135,6 +135,21 @@ fn disown(target_directory: &Path, target: &str, options: &Options) -> Result<()
     fs::write(&owner, wanted).with_context(|| format!("failed to write {:?}", owner.display()))
 }
 
+/// The agent as it was compiled last for an image of a profile: a program for this machine too.
+pub fn agent_program(cache: &Cache, profile: &str) -> PathBuf {
+    program(cache, profile, "device-plugin-agent")
+}
+
+fn program(cache: &Cache, profile: &str, binary: &str) -> PathBuf {
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let profile_directory = match profile {
+        "dev" => "debug",
+        other => other,
+    };
+    let directory = cache.root().join("image-build").join(target);
+    directory.join(profile_directory).join(binary)
+}
+
 fn compile(product: Product, options: &Options, cache: &Cache) -> Result<PathBuf> {
     // Apart from the developer's own: the flags differ, and each would throw the other's work away.
     let target_directory = cache.root().join("image-build");
@@ -154,14 +169,7 @@ fn compile(product: Product, options: &Options, cache: &Cache) -> Result<PathBuf
         .arg("--target-dir")
         .arg(&target_directory))
     .with_context(|| format!("failed to build {:?}", product.binary))?;
-    let profile_directory = match options.profile.as_str() {
-        "dev" => "debug",
-        other => other,
-    };
-    Ok(target_directory
-        .join(target)
-        .join(profile_directory)
-        .join(product.binary))
+    Ok(program(cache, &options.profile, product.binary))
 }
 
 impl Product {

@@ -37,6 +37,14 @@ pub fn load_images(cluster: &Cluster, progress: &Progress) -> Result<()> {
     Ok(())
 }
 
+/// The agent's program, which the images' build has left.
+///
+/// # Errors
+/// When the user has no cache directory.
+pub fn agent_program() -> Result<PathBuf> {
+    Ok(images::agent_program(&Cache::of_user()?, "e2e"))
+}
+
 /// Installs the chart, or changes the installed one; `settings` are values such as
 /// `crds.enabled=false`. Returns what helm said.
 ///

@@ -29,6 +29,10 @@ struct Arguments {
     /// How many devices to advertise.
     #[arg(long, default_value_t = 2)]
     devices: u32,
+    /// Registers again and again, each time at another socket, with so many milliseconds between:
+    /// as a plugin does that fights for its resource. Left out: registers once.
+    #[arg(long)]
+    again_every_millis: Option<u64>,
     /// The kubelet's plugin directory.
     #[arg(long, default_value = "/var/lib/kubelet/device-plugins")]
     directory: PathBuf,
@@ -94,7 +98,25 @@ impl DevicePlugin for Plugin {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    let endpoint = format!("naive-{}.sock", arguments.resource.replace('/', "_"));
+    let name = arguments.resource.replace('/', "_");
+    let Some(millis) = arguments.again_every_millis else {
+        return serve(&arguments, format!("naive-{name}.sock")).await;
+    };
+    let mut number = 0_u32;
+    loop {
+        number += 1;
+        let endpoint = format!("naive-{name}-{number}.sock");
+        let served = serve(&arguments, endpoint);
+        let time = std::time::Duration::from_millis(millis);
+        // What is served until then is dropped, and its stream with it.
+        if let Ok(ended) = tokio::time::timeout(time, served).await {
+            ended?;
+        }
+    }
+}
+
+/// Serves at a socket, and registers it once.
+async fn serve(arguments: &Arguments, endpoint: String) -> anyhow::Result<()> {
     let socket = arguments.directory.join(&endpoint);
     if socket.exists() {
         std::fs::remove_file(&socket).with_context(|| format!("failed to remove {socket:?}"))?;

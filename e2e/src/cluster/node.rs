@@ -78,7 +78,17 @@ impl Node {
         network::connect(self.place, holder.pid())?;
         run(namespace::enter(&holder, "sh").arg(own.join("setup.sh")))
             .with_context(|| format!("failed to set up node {name:?}"))?;
-        let mut containerd = namespace::enter(&holder, own.join("bin/containerd"));
+        self.start_containerd()?;
+        for image in sorted_files(&self.layout.images())? {
+            self.import_image(&image)?;
+        }
+        Ok(())
+    }
+
+    /// Starts containerd and waits until it answers. It must not run.
+    fn start_containerd(&self) -> Result<()> {
+        let own = self.directory();
+        let mut containerd = namespace::enter(&self.holder()?, own.join("bin/containerd"));
         containerd
             .arg("--config")
             .arg(own.join("containerd.toml"))
@@ -92,15 +102,27 @@ impl Node {
             );
         let process = Process::start(&self.layout, &self.process("containerd"), &containerd)?;
         wait::until(
-            &format!("containerd on {name}"),
+            &format!("containerd on {}", self.name()),
             START_DEADLINE,
             &[&process],
-            || run(self.ctr()?.arg("version")).map(Some),
-        )?;
-        for image in sorted_files(&self.layout.images())? {
-            self.import_image(&image)?;
+            || run(self.ctr()?.arg("version")).map(|_| Some(())),
+        )
+    }
+
+    /// Kills containerd and starts it again; containers go on.
+    pub fn crash_containerd(&self) -> Result<()> {
+        if let Some(process) = Process::find(&self.layout, &self.process("containerd"))? {
+            process.stop(Duration::ZERO)?;
         }
-        Ok(())
+        self.start_containerd()
+    }
+
+    /// Kills the kubelet and starts it again; containers go on.
+    pub fn crash_kubelet(&self) -> Result<()> {
+        if let Some(process) = Process::find(&self.layout, &self.process("kubelet"))? {
+            process.stop(Duration::ZERO)?;
+        }
+        self.start_kubelet()
     }
 
     /// Pulls the plug: kubelet, containerd and all containers end at once, `/run` and `/dev` are

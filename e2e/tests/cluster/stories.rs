@@ -3,6 +3,7 @@
 mod change;
 mod devices;
 mod faults;
+mod handover;
 mod install;
 mod refusals;
 mod removal;
@@ -88,14 +89,30 @@ pub const ALL: &[(&str, Story)] = &[
         refusals::second_config_of_a_resource_waits_and_says_so,
     ),
     (
-        "changed_config_waits_and_touches_no_node",
-        change::changed_config_waits_and_touches_no_node,
+        "removed_resource_waits_and_touches_no_node",
+        change::removed_resource_waits_and_touches_no_node,
     ),
     (
         "nodes_come_and_go_with_their_labels",
         change::nodes_come_and_go_with_their_labels,
     ),
     ("pools_select_nodes", change::pools_select_nodes),
+    (
+        "changed_config_reaches_every_node_under_running_pods",
+        handover::changed_config_reaches_every_node_under_running_pods,
+    ),
+    (
+        "revision_with_fewer_devices_never_switches",
+        handover::revision_with_fewer_devices_never_switches,
+    ),
+    (
+        "revision_that_the_kubelet_does_not_list_is_rolled_back",
+        handover::revision_that_the_kubelet_does_not_list_is_rolled_back,
+    ),
+    (
+        "hand_overs_are_measured",
+        handover::hand_overs_are_measured,
+    ),
     (
         "uninstall_is_refused_while_configs_exist",
         removal::uninstall_is_refused_while_configs_exist,

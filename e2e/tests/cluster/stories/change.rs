@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::api::{holds_for, path, wait_until};
 use crate::scene::{PATIENCE, Scene, container_ids};
 
-pub fn changed_config_waits_and_touches_no_node(scene: &Scene) -> Result<()> {
+pub fn removed_resource_waits_and_touches_no_node(scene: &Scene) -> Result<()> {
     let fuse = format!("{}/fuse", path::CONFIGS);
     let stable = scene
         .config("fuse")?
@@ -22,15 +22,12 @@ pub fn changed_config_waits_and_touches_no_node(scene: &Scene) -> Result<()> {
     let original: Value = scene.api.get(&fuse)?;
 
     let mut resources = original["spec"]["resources"].clone();
-    resources[0]["container"] = json!({"permissions": "r"});
+    resources[0]["name"] = json!("example.com/renamed");
     scene
         .api
         .patch(&fuse, &json!({"spec": {"resources": resources}}))?;
     let message = scene.wait_for_condition("fuse", "Progressing", "False", "Blocked")?;
-    ensure!(
-        message.contains("not rolled out yet") && message.contains(&stable),
-        "{message}"
-    );
+    ensure!(message.contains("example.com/fuse"), "{message}");
     let status = scene.config("fuse")?.status.unwrap_or_default();
     ensure!(
         status.stable_revision.as_deref() == Some(stable.as_str()),
@@ -199,6 +196,14 @@ fn label(scene: &Scene, node: &str, value: Value) -> Result<()> {
     scene.api.patch(
         &format!("{}/{node}", path::NODES),
         &json!({"metadata": {"labels": {"story/labelled": value}}}),
+    )
+}
+
+/// Sets a label of a node, or removes it.
+pub fn label_node(scene: &Scene, node: &str, key: &str, value: Option<&str>) -> Result<()> {
+    scene.api.patch(
+        &format!("{}/{node}", path::NODES),
+        &json!({"metadata": {"labels": {key: value}}}),
     )
 }
 
