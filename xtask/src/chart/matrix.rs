@@ -20,8 +20,13 @@ pub const ACCEPTED: &[Accepted] = &[
             "helm.sh/resource-policy: keep",
             "name: release-device-plugin-operator\n",
             "aggregate-to-view",
+            "system:serviceaccount:device-plugin-system:device-plugin-agent",
+            "system:serviceaccount:device-plugin-system:release-device-plugin-operator",
+            "type: Recreate",
         ],
         lacks: &[
+            "kind: PodDisruptionBudget",
+            "topologySpreadConstraints",
             "kind: NetworkPolicy",
             "kind: PodMonitor",
             "imagePullSecrets",
@@ -111,6 +116,22 @@ pub const ACCEPTED: &[Accepted] = &[
         lacks: &["priorityClassName"],
     },
     Accepted {
+        settings: &["policies.enabled=false"],
+        contains: &["kind: Deployment"],
+        lacks: &["admissionregistration.k8s.io"],
+    },
+    Accepted {
+        settings: &["replicas=3", "nodeStatusPeriodSeconds=2"],
+        contains: &[
+            "replicas: 3",
+            "type: RollingUpdate",
+            "kind: PodDisruptionBudget",
+            "topologySpreadConstraints",
+            "name: NODE_STATUS_PERIOD_SECONDS\n          value: \"2\"",
+        ],
+        lacks: &["type: Recreate"],
+    },
+    Accepted {
         settings: &["metrics.service.enabled=false"],
         contains: &[],
         lacks: &["kind: Service\n"],
@@ -155,7 +176,10 @@ pub const ACCEPTED: &[Accepted] = &[
 
 /// Values that must be refused, and a word of the refusal.
 pub const REFUSED: &[(&str, &str)] = &[
-    ("replicas=2", "replicas"),
+    ("replicas=0", "replicas"),
+    ("replicas=4", "replicas"),
+    ("nodeStatusPeriodSeconds=0", "nodeStatusPeriodSeconds"),
+    ("policies.enabled=maybe", "policies/enabled"),
     ("image.repository=a", "repository"),
     ("image.pullPolicy=Sometimes", "pullPolicy"),
     ("image.registry=https://a b", "registry"),

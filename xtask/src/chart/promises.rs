@@ -1,5 +1,6 @@
 //! What holds for every rendering: rights are listed one by one, no secret can be read, pods are
-//! restricted, selectors meet what they select, and a hook leaves nothing behind.
+//! restricted, selectors meet what they select, a policy denies what it does not allow, and a hook
+//! leaves nothing behind.
 
 #![expect(
     clippy::indexing_slicing,
@@ -44,8 +45,24 @@ fn check_one(object: &Value, all: &[Value]) -> anyhow::Result<()> {
         "Deployment" => {
             pod_is_restricted(&object["spec"]["template"])?;
             ensure!(
-                object["spec"]["strategy"]["type"] == "Recreate",
-                "two operators may run at a time"
+                object["spec"]["strategy"]["type"] == "Recreate" || object["spec"]["replicas"] != 1,
+                "the only operator would run twice for a while"
+            );
+        }
+        "PodDisruptionBudget" => {
+            selects_the_operator(&object["spec"]["selector"]["matchLabels"], all)?;
+        }
+        "ValidatingAdmissionPolicy" => policy_is_narrow(object, all)?,
+        "ValidatingAdmissionPolicyBinding" => {
+            ensure!(
+                object["spec"]["validationActions"] == json!(["Deny"])
+                    && is_there(
+                        all,
+                        "ValidatingAdmissionPolicy",
+                        &object["spec"]["policyName"]
+                    ),
+                "it denies nothing: {}",
+                object["spec"]
             );
         }
         "Job" => pod_is_restricted(&object["spec"]["template"])?,
@@ -61,6 +78,48 @@ fn check_one(object: &Value, all: &[Value]) -> anyhow::Result<()> {
         other => bail!("the render tests know nothing of kind {other:?}"),
     }
     hook_leaves_nothing(object)
+}
+
+fn is_there(all: &[Value], kind: &str, name: &Value) -> bool {
+    all.iter()
+        .any(|object| object["kind"] == kind && object["metadata"]["name"] == *name)
+}
+
+/// A policy refuses when it cannot be evaluated, so it must match little; and one without a binding
+/// does nothing.
+fn policy_is_narrow(policy: &Value, all: &[Value]) -> anyhow::Result<()> {
+    let (name, spec) = (&policy["metadata"]["name"], &policy["spec"]);
+    ensure!(
+        spec["failurePolicy"] == "Fail",
+        "it lets pass what it cannot judge"
+    );
+    ensure!(
+        is_there(all, "ValidatingAdmissionPolicyBinding", name),
+        "nothing binds it"
+    );
+    let rules = spec["matchConstraints"]["resourceRules"].as_array();
+    for rule in rules.context("it matches everything")? {
+        let matched = [words(&rule["apiGroups"]), words(&rule["resources"])].concat();
+        ensure!(
+            !matched.iter().any(|word| word.contains('*')),
+            "it matches too much: {rule}"
+        );
+    }
+    let conditions = spec["matchConditions"].as_array().into_iter().flatten();
+    let accounts = conditions.filter_map(|condition| {
+        let expression = condition["expression"].as_str()?;
+        let (_, account) = expression.split_once("system:serviceaccount:device-plugin-system:")?;
+        account.strip_suffix('"')
+    });
+    let accounts: Vec<_> = accounts.collect();
+    let [account] = accounts.as_slice() else {
+        bail!("it names not one account of ours, but {accounts:?}");
+    };
+    ensure!(
+        is_there(all, "ServiceAccount", &json!(account)),
+        "there is no account {account:?}"
+    );
+    Ok(())
 }
 
 fn words(list: &Value) -> Vec<&str> {
@@ -121,10 +180,7 @@ fn rights_are_few(role: &Value) -> anyhow::Result<()> {
 }
 
 fn binding_binds(binding: &Value, all: &[Value]) -> anyhow::Result<()> {
-    let there = |kind: &Value, name: &Value| {
-        all.iter()
-            .any(|object| object["kind"] == *kind && object["metadata"]["name"] == *name)
-    };
+    let there = |kind: &Value, name: &Value| is_there(all, kind.as_str().unwrap_or_default(), name);
     let role = &binding["roleRef"];
     ensure!(
         there(&role["kind"], &role["name"]),
@@ -247,6 +303,19 @@ mod tests {
             let refusal = refusal(role(kind, rule));
             assert!(refusal.contains(words), "{refusal:?}");
         }
+    }
+
+    #[test]
+    fn policy_that_lets_pass_is_refused() {
+        let policy = json!({
+            "kind": "ValidatingAdmissionPolicy",
+            "metadata": {"name": "a", "labels": {"app.kubernetes.io/instance": "a"}},
+            "spec": {"failurePolicy": "Fail"},
+        });
+        assert!(refusal(policy.clone()).contains("nothing binds it"));
+        let mut careless = policy;
+        careless["spec"]["failurePolicy"] = json!("Ignore");
+        assert!(refusal(careless).contains("lets pass"));
     }
 
     #[test]
