@@ -1,0 +1,683 @@
+//! What must hold at every moment, judged from what is really so in the cluster, never from what
+//! the planner believes.
+//!
+//! | law | asserted |
+//! | --- | --- |
+//! | I1, O1 | a claim enters Switching only within `maxUnavailable`; so many nodes at most are told to serve an unproven revision |
+//! | I2 | a write that stages, switches or relabels a node finds its claim in the ledger |
+//! | I3 | the ledger holds at most one claim for a node |
+//! | I4 | one live registration of a resource on a node |
+//! | I6, I9 | a label names a revision that is promoted or proven there; what nodes or objects name is not deleted |
+//! | I7, I8, I11 | no new claim for a failed revision, while paused, or on a node that is away |
+//! | I10, I15 | devices that were served are away no longer than the bound |
+//! | I12, I13 | writes and switches per node, where nothing goes wrong (`tests/scenarios.rs`) |
+//! | I14, O3, O7, O8, O9 | what is so in the end: `end.rs` |
+//! | I17 | holds by construction: no write of the operator's can name a config's spec |
+//! | I20 | the ledger's epoch never falls |
+//! | – | the audit never refuses a plan |
+//!
+//! I5, I16, I18, I19, O2 and O4 to O6 need steps, drains, approvals, hooks or containers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use crds::names::{CONFIG_LABEL, node_revision_label, node_stage_label, revision_object};
+use crds::{DevicePluginConfig, DevicePluginNode};
+use operator_core::action::{Kind, Write};
+use operator_core::ledger::{Claim, Ledger, LedgerWrite, Phase};
+use operator_core::plan::Plan;
+use operator_core::snapshot::Snapshot;
+
+use crate::act::revision_of;
+use crate::event::{Event, HostId};
+use crate::fault::Fault;
+use crate::host::Pid;
+use crate::random::secs;
+use crate::story::tell;
+use crate::world::World;
+
+/// How long devices may be away after something happened to their node that no hand-over is to
+/// blame for.
+const BACK_WITHIN: Duration = secs(75);
+/// The same within a hand-over: taking over, proving and going back (4.5 min), and the operator's
+/// own time.
+const HANDOVER_WITHIN: Duration = secs(285);
+/// How long somebody's edit of labels, objects or the ledger excuses what follows from it.
+const REPAIR_WITHIN: Duration = secs(120);
+
+/// A law that was broken.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Broken {
+    /// When.
+    pub at: Duration,
+    /// Where.
+    pub place: String,
+    /// What is not as it must be.
+    pub what: String,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { at, place, what } = self;
+        write!(f, "{place}: {what} (after {:.3} s)", at.as_secs_f64())
+    }
+}
+
+/// What is remembered to judge what happens.
+#[derive(Clone, Debug, Default)]
+pub struct Laws {
+    /// Revisions that were proven, by config and UID of the node.
+    pub proven: BTreeSet<(String, String, String)>,
+    /// Revisions that were promoted, by config.
+    pub promoted: BTreeSet<(String, String)>,
+    /// Resources that a machine has served.
+    served: BTreeSet<(HostId, String)>,
+    /// Resources that are away, and since when.
+    outages: BTreeMap<(HostId, String), Duration>,
+    /// By machine, until when its outages have a reason.
+    excused: BTreeMap<HostId, Duration>,
+    /// Until when everything may be away.
+    all_excused: Duration,
+    /// Until when somebody's edits are being repaired.
+    pub repair: Duration,
+    /// The largest budget that a config had.
+    budgets: BTreeMap<String, i32>,
+    /// How often an object's active revision was changed, by object.
+    pub switches: BTreeMap<String, u32>,
+    /// The operator's writes by node object and by node.
+    pub node_writes: BTreeMap<String, u32>,
+    /// When an operator last wrote anything.
+    pub last_write: Duration,
+    /// The first registration of a revision on a machine.
+    registered: BTreeMap<(HostId, String, String), Duration>,
+    /// Whether something took agents, pods or nodes away.
+    pub harmed: bool,
+    /// What the ledger said before the write that is under way.
+    before: Option<Ledger>,
+}
+
+impl Laws {
+    /// A config was made or edited.
+    pub fn note_config(&mut self, config: Option<&DevicePluginConfig>) {
+        let Some(config) = config else {
+            return;
+        };
+        let rollout = config.spec.rollout.as_ref();
+        let limit = rollout.and_then(|rollout| rollout.max_unavailable.as_ref());
+        // Small worlds have numbers, not percentages; those come to 1 there.
+        let limit = limit.map_or(1, |limit| limit.0.of(3).max(1));
+        let name = config.metadata.name.clone().unwrap_or_default();
+        let budget = self.budgets.entry(name).or_default();
+        *budget = limit.max(*budget);
+    }
+
+    /// A fault begins.
+    pub fn note_fault(
+        &mut self,
+        fault: &Fault,
+        now: Duration,
+        lasts: Duration,
+        host: Option<HostId>,
+    ) {
+        let until = now + lasts;
+        self.harmed |= fault.harms_agents();
+        match (fault, host) {
+            (Fault::Cordon(..) | Fault::Allocate(..), _) => {}
+            (_, Some(host)) => {
+                let excused = self.excused.entry(host).or_default();
+                *excused = until.max(*excused);
+            }
+            (_, None) => self.all_excused = self.all_excused.max(until),
+        }
+        let is_edit = matches!(
+            fault,
+            Fault::Label(..)
+                | Fault::StageLabel(..)
+                | Fault::DeleteLedger
+                | Fault::GarbageLedger
+                | Fault::DeleteNodeObject(..)
+                | Fault::DeleteDaemonSet(..)
+                | Fault::DeleteRevision(..)
+                | Fault::DeleteConfigMap(..)
+                | Fault::DeleteNode(..)
+                | Fault::RecreateNode(..)
+        );
+        if is_edit {
+            self.repair = self.repair.max(until + REPAIR_WITHIN);
+        }
+    }
+}
+
+impl World {
+    /// A law is broken: the first one ends the run.
+    pub(crate) fn break_law(&mut self, place: &str, what: &str) {
+        tell!(self, place, "BROKEN: {what}");
+        if self.broken.is_none() {
+            self.broken = Some(Broken {
+                at: self.now,
+                place: place.to_owned(),
+                what: what.to_owned(),
+            });
+        }
+    }
+
+    /// The claims as they really are.
+    pub fn claims(&self) -> Vec<Claim> {
+        let seen = self.api.read_ledger();
+        seen.ledger()
+            .map(|ledger| ledger.claims.clone())
+            .unwrap_or_default()
+    }
+
+    fn claim(&self, config: &str, node: &str) -> Option<Claim> {
+        let claims = self.claims().into_iter();
+        claims
+            .into_iter()
+            .find(|claim| claim.config == config && claim.node == node)
+    }
+
+    fn is_being_repaired(&self) -> bool {
+        self.now < self.laws.repair
+    }
+
+    /// Whether a node may serve a revision without a claim.
+    pub fn is_proven(&self, config: &str, node: &str, revision: &str) -> bool {
+        let uid = self.api.nodes.get(node).map(|node| node.id.uid.clone());
+        let proven = (
+            config.to_owned(),
+            uid.unwrap_or_default(),
+            revision.to_owned(),
+        );
+        let promoted = (config.to_owned(), revision.to_owned());
+        let object = self.api.revisions.get(&revision_object(config, revision));
+        self.laws.proven.contains(&proven)
+            || self.laws.promoted.contains(&promoted)
+            || object.is_some_and(|object| object.promoted.is_some())
+    }
+
+    /// A process has registered.
+    pub(crate) fn check_registration(&mut self, pid: Pid, resource: &str) {
+        let Some(agent) = self.agents.get(&pid) else {
+            return;
+        };
+        let (id, config, revision) = (agent.host, agent.config.clone(), agent.revision.clone());
+        let Some(host) = self.hosts.get(id) else {
+            return;
+        };
+        let node = host.name.clone();
+        let live = host.live(resource).count();
+        self.laws
+            .registered
+            .entry((id, config.clone(), revision.clone()))
+            .or_insert(self.now);
+        if live > 1 {
+            let text = format!("{live} live registrations of {resource} (I4)");
+            return self.break_law(&node, &text);
+        }
+        if self.is_proven(&config, &node, &revision) || self.is_being_repaired() {
+            return;
+        }
+        let claim = self.claim(&config, &node);
+        let has_claim = claim.is_some_and(|claim| {
+            (claim.to == revision || claim.from == revision) && claim.phase.is_disruptive()
+        });
+        if !has_claim && self.api.nodes.objects.contains_key(&node) {
+            let nick = self.nick(&revision);
+            self.break_law(
+                &node,
+                &format!("{nick} serves, is unproven here, and has no claim"),
+            );
+        }
+    }
+
+    /// What would be wrong about a write, as things really are.
+    pub(crate) fn check_write(&mut self, at: usize, write: &Write) {
+        if let Some(what) = self.complaint(write)
+            && !self.is_being_repaired()
+            && self.would_succeed(write)
+        {
+            self.break_law(&format!("op{at}"), &what);
+        }
+    }
+
+    fn would_succeed(&self, write: &Write) -> bool {
+        let Some(on) = write.assumed() else {
+            return true;
+        };
+        let present = match write.kind() {
+            Kind::Node => self.api.nodes.get(&on.name).map(|one| one.id.clone()),
+            Kind::NodeObject => {
+                let object = self.api.node_objects.get(&on.name);
+                object.map(|one| operator_core::seen::Identity::of(&one.metadata))
+            }
+            Kind::DaemonSet => self.api.daemon_sets.get(&on.name).map(|one| one.id.clone()),
+            Kind::Revision => self.api.revisions.get(&on.name).map(|one| one.id.clone()),
+            Kind::Config | Kind::Pool | Kind::ConfigMap | Kind::Pod => return true,
+        };
+        let deletes = matches!(write, Write::Delete { .. });
+        present.is_some_and(|id| id.uid == on.uid && (deletes || id.version == on.version))
+    }
+
+    fn complaint(&self, write: &Write) -> Option<String> {
+        match write {
+            Write::PatchNodeObject { on, spec } => {
+                let before = self.api.node_objects.get(&on.name)?;
+                self.switch_complaint(before, spec)
+            }
+            Write::LabelNode { on, labels } => {
+                let complaints = labels.iter().map(|(key, value)| {
+                    let value = value.as_deref();
+                    self.label_complaint(&on.name, key, value)
+                });
+                complaints.flatten().next()
+            }
+            Write::Delete {
+                kind: Kind::DaemonSet | Kind::Revision,
+                on,
+            } => self.pruning_complaint(&on.name),
+            Write::SetFinalizers { .. }
+            | Write::CreateRevision { .. }
+            | Write::CreateConfigMap { .. }
+            | Write::CreateDaemonSet { .. }
+            | Write::PatchDaemonSet { .. }
+            | Write::CreateNodeObject { .. }
+            | Write::AnnotateRevision { .. }
+            | Write::LabelPool { .. }
+            | Write::Delete { .. } => None,
+        }
+    }
+
+    fn switch_complaint(
+        &self,
+        before: &DevicePluginNode,
+        spec: &crds::DevicePluginNodeSpec,
+    ) -> Option<String> {
+        let (config, node) = (&spec.config_name, &spec.node_name);
+        if before.spec.active == spec.active {
+            return None;
+        }
+        let to = self.nick(&spec.active);
+        let Some(claim) = self.claim(config, node) else {
+            return Some(format!("switches {node} to {to} without a claim (I2)"));
+        };
+        if self.is_proven(config, node, &spec.active) {
+            return None;
+        }
+        if claim.phase != Phase::Switching || claim.to != spec.active {
+            let phase = claim.phase.as_str();
+            return Some(format!(
+                "switches {node} to {to} while its claim is {phase} (I2)"
+            ));
+        }
+        let objects = self.api.node_objects.objects.values();
+        let unproven = objects
+            .filter(|one| one.spec.config_name == *config && one.spec.node_name != *node)
+            .filter(|one| self.api.nodes.objects.contains_key(&one.spec.node_name))
+            .filter(|one| !self.is_proven(config, &one.spec.node_name, &one.spec.active))
+            .count();
+        let limit = self.laws.budgets.get(config).copied().unwrap_or(1);
+        let unproven = i32::try_from(unproven).unwrap_or(i32::MAX);
+        (unproven >= limit).then(|| {
+            format!(
+                "switches {node} to {to} beside {unproven} nodes with an unproven revision (I1)"
+            )
+        })
+    }
+
+    fn label_complaint(&self, node: &str, key: &str, value: Option<&str>) -> Option<String> {
+        let seen = self.api.nodes.get(node)?;
+        let config = crds::names::labelled_config(key)?;
+        let before = seen.labels.get(key).map(String::as_str);
+        if before == value {
+            return None;
+        }
+        let claim = self.claim(config, node);
+        let nick = value.map(|value| self.nick(value)).unwrap_or_default();
+        if key == node_stage_label(config) {
+            let is_missing = value.is_some() && claim.is_none();
+            return is_missing.then(|| format!("stages {nick} on {node} without a claim (I2)"));
+        }
+        let Some(value) = value else {
+            let is_live = self.api.configs.get(config);
+            let is_live = is_live.is_some_and(|one| one.metadata.deletion_timestamp.is_none());
+            return is_live.then(|| format!("takes the label off {node}"));
+        };
+        if self.is_proven(config, node, value) {
+            return None;
+        }
+        let is_committed =
+            claim.is_some_and(|claim| claim.phase == Phase::Committing && claim.to == value);
+        if !is_committed {
+            return Some(format!(
+                "labels {node} with {nick}, which is not proven there (I2, I6)"
+            ));
+        }
+        let id = self.host_id(node)?;
+        let soak = self
+            .api
+            .configs
+            .get(config)
+            .and_then(|one| one.spec.rollout.clone());
+        let soak = soak
+            .and_then(|one| one.gate)
+            .and_then(|gate| gate.soak_seconds);
+        let soak = Duration::from_secs(u64::try_from(soak.unwrap_or(30)).unwrap_or_default());
+        let first = (id, config.to_owned(), value.to_owned());
+        let since = self.laws.registered.get(&first).copied();
+        let soaked = since.is_some_and(|since| since + soak <= self.now);
+        (!soaked).then(|| format!("labels {node} with {nick}, which has not soaked there"))
+    }
+
+    fn pruning_complaint(&self, name: &str) -> Option<String> {
+        let revision = revision_of(name);
+        let config = name.strip_suffix(&format!("-{revision}"))?;
+        let is_live = self
+            .api
+            .configs
+            .get(config)?
+            .metadata
+            .deletion_timestamp
+            .is_none();
+        let keys = [node_revision_label(config), node_stage_label(config)];
+        let nodes = self.api.nodes.objects.values();
+        let mut carriers = nodes.filter(|node| {
+            keys.iter()
+                .any(|key| node.labels.get(key) == Some(&revision))
+        });
+        let mut objects = self.api.node_objects.objects.values().filter(|object| {
+            let spec = &object.spec;
+            let named = [Some(&spec.active), spec.standby.as_ref()];
+            spec.config_name == config
+                && self.api.nodes.objects.contains_key(&spec.node_name)
+                && named.contains(&Some(&revision))
+        });
+        let user = carriers.next().map(|node| node.id.name.clone());
+        let user = user.or_else(|| objects.next().map(|object| object.spec.node_name.clone()));
+        let user = user.filter(|_| is_live)?;
+        Some(format!(
+            "deletes {} that {user} still names (I9)",
+            self.nick(&revision)
+        ))
+    }
+
+    /// A write has been done.
+    pub(crate) fn written(&mut self, _at: usize, write: &Write) {
+        self.laws.last_write = self.now;
+        match write {
+            Write::LabelNode { on, labels } => {
+                *self.laws.node_writes.entry(on.name.clone()).or_default() += 1;
+                let uid = on.uid.clone();
+                for (key, value) in labels {
+                    let config = crds::names::labelled_config(key).unwrap_or_default();
+                    let Some(value) = value
+                        .clone()
+                        .filter(|_| *key == node_revision_label(config))
+                    else {
+                        continue;
+                    };
+                    let proven = (config.to_owned(), uid.clone(), value);
+                    self.laws.proven.insert(proven);
+                }
+            }
+            Write::PatchNodeObject { on, spec } => {
+                *self.laws.node_writes.entry(on.name.clone()).or_default() += 1;
+                let log = self.api.node_objects.log.iter().rev();
+                let mut of_object = log.filter(|change| change.name == on.name).skip(1);
+                let before = of_object.find_map(|change| change.object.clone());
+                if before.is_some_and(|before| before.spec.active != spec.active) {
+                    *self.laws.switches.entry(on.name.clone()).or_default() += 1;
+                }
+            }
+            Write::AnnotateRevision { on, .. } => {
+                if let Some(revision) = self.api.revisions.get(&on.name)
+                    && revision.promoted.is_some()
+                {
+                    let promoted = (revision.config.clone(), revision.revision.clone());
+                    self.laws.promoted.insert(promoted);
+                }
+            }
+            Write::CreateRevision { object, .. } => {
+                let name = write.name();
+                let promoted = self
+                    .api
+                    .revisions
+                    .get(name)
+                    .is_some_and(|one| one.promoted.is_some());
+                let config = object
+                    .pointer("/metadata/labels")
+                    .and_then(|one| one.get(CONFIG_LABEL));
+                let config = config
+                    .and_then(serde_json::Value::as_str)
+                    .unwrap_or_default();
+                if promoted {
+                    self.laws
+                        .promoted
+                        .insert((config.to_owned(), revision_of(name)));
+                }
+            }
+            Write::CreateNodeObject { .. }
+            | Write::SetFinalizers { .. }
+            | Write::CreateConfigMap { .. }
+            | Write::CreateDaemonSet { .. }
+            | Write::PatchDaemonSet { .. }
+            | Write::LabelPool { .. }
+            | Write::Delete { .. } => {}
+        }
+    }
+
+    /// What the ledger says before a write of it.
+    pub(crate) fn check_ledger(&mut self, _at: usize, _write: &LedgerWrite) {
+        self.laws.before = self.api.read_ledger().ledger().cloned();
+    }
+
+    /// The ledger has been written.
+    pub(crate) fn ledger_written(&mut self, at: usize, write: &LedgerWrite) {
+        let place = format!("op{at}");
+        let before = self.laws.before.take().unwrap_or_default();
+        if self.story.kept {
+            self.tell_claims(&place, &before, &write.ledger);
+        }
+        self.laws.last_write = self.now;
+        let mut nodes = BTreeSet::new();
+        for claim in &write.ledger.claims {
+            if !nodes.insert(&claim.node) {
+                let text = format!("two claims on {} (I3)", claim.node);
+                self.break_law(&place, &text);
+            }
+        }
+        if write.ledger.epoch < before.epoch {
+            self.break_law(&place, "writes a ledger of an earlier epoch (I20)");
+        }
+        if self.is_being_repaired() {
+            return;
+        }
+        let configs: BTreeSet<_> = write
+            .ledger
+            .claims
+            .iter()
+            .map(|one| one.config.clone())
+            .collect();
+        for config in configs {
+            let own = || {
+                write
+                    .ledger
+                    .claims
+                    .iter()
+                    .filter(|one| one.config == config)
+            };
+            let enters = own().any(|claim| {
+                let was = before
+                    .claims
+                    .iter()
+                    .find(|one| one.config == config && one.node == claim.node);
+                claim.phase == Phase::Switching && was.is_none_or(|was| !was.phase.is_disruptive())
+            });
+            let count = own().filter(|one| one.phase.is_disruptive()).count();
+            let limit = self.laws.budgets.get(&config).copied().unwrap_or(1);
+            if enters && i32::try_from(count).unwrap_or(i32::MAX) > limit {
+                let text = format!("{count} nodes are being changed and {limit} may be (I1)");
+                self.break_law(&place, &text);
+            }
+        }
+    }
+
+    fn tell_claims(&mut self, place: &str, before: &Ledger, after: &Ledger) {
+        for claim in &after.claims {
+            let key = |one: &&Claim| one.config == claim.config && one.node == claim.node;
+            let was = before.claims.iter().find(key);
+            if was.is_some_and(|was| was.phase == claim.phase && was.to == claim.to) {
+                continue;
+            }
+            let was = was.map_or("-", |was| was.phase.as_str());
+            let (from, to) = (self.nick(&claim.from), self.nick(&claim.to));
+            let phase = claim.phase.as_str();
+            let why = match claim.reason.is_empty() {
+                true => String::new(),
+                false => format!(" ({})", claim.reason),
+            };
+            let (node, config) = (&claim.node, &claim.config);
+            tell!(
+                self,
+                place,
+                "claim {config}/{node} {from}→{to}: {was} → {phase}{why}"
+            );
+        }
+        for claim in &before.claims {
+            let mut after = after.claims.iter();
+            if !after.any(|one| one.config == claim.config && one.node == claim.node) {
+                let (node, config, phase) = (&claim.node, &claim.config, claim.phase.as_str());
+                tell!(self, place, "claim {config}/{node}: {phase} → dropped");
+            }
+        }
+    }
+
+    /// What a plan does, in the light of what it was made on.
+    pub(crate) fn check_plan(&mut self, at: usize, seen: &Snapshot, plan: &Plan) {
+        let Some(write) = &plan.ledger else {
+            return;
+        };
+        let none = Ledger::default();
+        let before = seen.ledger.ledger().unwrap_or(&none);
+        if seen.ledger.ledger().is_none() {
+            // What is rebuilt from traces was claimed before.
+            return;
+        }
+        for claim in &write.ledger.claims {
+            let was = before
+                .claims
+                .iter()
+                .find(|one| one.config == claim.config && one.node == claim.node);
+            let is_new = was.is_none_or(|was| was.to != claim.to);
+            let enters = claim.phase == Phase::Switching
+                && was.is_some_and(|was| !was.phase.is_disruptive());
+            let Some(complaint) = claim_complaint(seen, claim, is_new, enters) else {
+                continue;
+            };
+            let (node, to) = (&claim.node, self.nick(&claim.to));
+            let text = format!("claims {node} for {to} although {complaint}");
+            if !self.is_being_repaired() {
+                self.break_law(&format!("op{at}"), &text);
+            }
+        }
+    }
+
+    /// The status of a config has been written.
+    pub(crate) fn status_written(&mut self, at: usize, config: &DevicePluginConfig) {
+        self.laws.last_write = self.now;
+        if self.story.kept {
+            let name = config.metadata.name.clone().unwrap_or_default();
+            let summary = config.status.as_ref().map(|status| status.summary.clone());
+            let mut summary = summary.unwrap_or_default();
+            for (revision, tag) in &self.script.tags {
+                summary = summary.replace(revision, &format!("r{tag}"));
+            }
+            tell!(self, format!("op{at}"), "{name}: {summary}");
+        }
+    }
+
+    /// A kubelet's list has changed.
+    pub(crate) fn check_outage(&mut self, id: HostId, resource: &str) {
+        let Some(host) = self.hosts.get(id) else {
+            return;
+        };
+        let key = (id, resource.to_owned());
+        if host.list(resource) == host.devices {
+            self.laws.served.insert(key.clone());
+            self.laws.outages.remove(&key);
+        } else if self.laws.served.contains(&key) && !self.laws.outages.contains_key(&key) {
+            self.laws.outages.insert(key, self.now);
+            self.after(
+                BACK_WITHIN,
+                Event::Outage(id, resource.to_owned(), self.now),
+            );
+        }
+    }
+
+    /// Devices have been away for some time.
+    pub(crate) fn outage_lasts(&mut self, id: HostId, resource: &str, since: Duration) {
+        let key = (id, resource.to_owned());
+        if self.laws.outages.get(&key) != Some(&since) {
+            return;
+        }
+        let Some(host) = self.hosts.get(id) else {
+            return;
+        };
+        let node = host.name.clone();
+        let excused = self.laws.excused.get(&id).copied().unwrap_or_default();
+        let excused = excused
+            .max(self.laws.all_excused)
+            .max(self.laws.repair.min(self.now));
+        let objects = self.api.node_objects.objects.values();
+        let mut here = objects.filter(|object| object.spec.node_name == node);
+        let is_in_change = here.any(|object| object.spec.baseline.is_some())
+            || self.claims().iter().any(|claim| claim.node == node);
+        let bound = if is_in_change {
+            HANDOVER_WITHIN
+        } else {
+            BACK_WITHIN
+        };
+        let end = since.max(excused) + bound;
+        let runs = host.up && host.kubelet_since.is_some();
+        if self.now < end || !runs || !self.api.nodes.objects.contains_key(&node) {
+            let wait = end.saturating_sub(self.now).max(secs(5));
+            return self.after(wait, Event::Outage(id, resource.to_owned(), since));
+        }
+        let seconds = self.now.saturating_sub(since).as_secs();
+        let text =
+            format!("{resource} has been away for {seconds} s, and nothing excuses that (I15)");
+        self.break_law(&node, &text);
+    }
+}
+
+fn claim_complaint(
+    seen: &Snapshot,
+    claim: &Claim,
+    is_new: bool,
+    enters: bool,
+) -> Option<&'static str> {
+    let config = seen.configs.get(&claim.config)?;
+    let rollout = config.spec.rollout.as_ref();
+    let is_paused = rollout.and_then(|rollout| rollout.paused) == Some(true);
+    let to = seen
+        .revisions
+        .get(&revision_object(&claim.config, &claim.to));
+    let is_promoted = to.is_some_and(|one| one.promoted.is_some());
+    let is_failed = to.is_some_and(|one| one.failed.is_some()) && !is_promoted;
+    let is_away = seen
+        .nodes
+        .get(&claim.node)
+        .is_none_or(|node| !node.ready || node.deleting);
+    if !(is_new && claim.phase == Phase::Staging || enters) {
+        return None;
+    }
+    if is_paused && !is_promoted {
+        Some("it is paused (I8)")
+    } else if is_failed {
+        Some("it has failed (I7)")
+    } else if is_away && is_new {
+        Some("it is away (I11)")
+    } else {
+        None
+    }
+}
