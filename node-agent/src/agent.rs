@@ -8,20 +8,23 @@ use anyhow::{Context, Result, anyhow};
 use crds::{AgentConfig, Resource};
 use daemon::{Logs, Readiness, Stop};
 use node_agent_core::report::Identity;
+use node_agent_core::role::InitialRole;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-use crate::allocations::{self, Held, PodResources};
+use crate::allocations::{self, Held, PodResources, Polling};
 use crate::board::Board;
 use crate::devices::{Devices, Shared};
 use crate::file_events::{self, FileEvents};
 use crate::host_dev::HostDev;
 use crate::metrics::Metrics;
+use crate::node_object::ObjectSeen;
 use crate::observer;
 use crate::plugin_directory::{self, View};
 use crate::plugin_service::Answers;
 use crate::registrar::Registrar;
 use crate::reporter::Reporter;
+use crate::roles::{Found, Keeper, Roles};
 use crate::settings::{ApiAccess, Settings};
 use crate::state_file::StateFile;
 
@@ -35,6 +38,8 @@ pub struct Agent {
     pub identity: Identity,
     /// Name of the node.
     pub node: String,
+    /// What the agent is where nothing on the node or in the cluster says otherwise.
+    pub initial: InitialRole,
     /// How to reach the API server; nothing: there are no reports.
     pub api: Option<ApiAccess>,
     /// Where work is counted.
@@ -55,6 +60,7 @@ struct Common {
     allocated: Arc<Notify>,
     pod_resources: PodResources,
     state: Arc<StateFile>,
+    roles: Roles,
     board: Board,
     metrics: Metrics,
 }
@@ -69,6 +75,7 @@ pub async fn run(agent: Agent, stop: Stop) -> Result<()> {
         config,
         identity,
         node,
+        initial,
         api,
         metrics,
         readiness,
@@ -79,14 +86,24 @@ pub async fn run(agent: Agent, stop: Stop) -> Result<()> {
         stop: stop.clone(),
     };
     let timing = settings.timing.clone();
-    let common = Common::new(settings, &config, metrics.clone(), &mut tasks);
+    let (object, object_seen) = watch::channel(ObjectSeen::default());
+    let given = Given {
+        config: &config,
+        initial,
+        object: object_seen,
+        metrics: metrics.clone(),
+    };
+    let common = Common::new(settings, given, &mut tasks);
+    let roles = common.roles.clone();
+    tasks.spawn("roles", without_error(roles.keep(stop.clone())));
     let seen = || common.board.subscribe();
     let observed = observer::observe(seen(), metrics, readiness, stop.clone());
     tasks.spawn("observer", without_error(observed));
     if let Some(access) = api {
-        let object = crds::names::node_object(&config.config, &node);
         let reporter = Reporter {
             access,
+            name: crds::names::node_object(&config.config, &node),
+            config_uid: config.config_uid.clone(),
             object,
             identity,
             seen: seen(),
@@ -101,9 +118,23 @@ pub async fn run(agent: Agent, stop: Stop) -> Result<()> {
     tasks.until_stopped().await
 }
 
+/// What an agent was given that its parts share.
+struct Given<'a> {
+    config: &'a AgentConfig,
+    initial: InitialRole,
+    object: watch::Receiver<ObjectSeen>,
+    metrics: Metrics,
+}
+
 impl Common {
     /// Starts what all resources share.
-    fn new(settings: Settings, config: &AgentConfig, metrics: Metrics, tasks: &mut Tasks) -> Self {
+    fn new(settings: Settings, given: Given<'_>, tasks: &mut Tasks) -> Self {
+        let Given {
+            config,
+            initial,
+            object,
+            metrics,
+        } = given;
         let stop = tasks.stop.clone();
         let timing = &settings.timing;
         let names: BTreeSet<String> = config.resources.iter().map(|r| r.name.clone()).collect();
@@ -129,10 +160,29 @@ impl Common {
         let (reads, held) = watch::channel(Held::None);
         let allocated = Arc::new(Notify::new());
         let (asked, soon) = (pod_resources.clone(), allocated.clone());
-        let polled = allocations::poll(asked, names, reads, soon, timing.clone(), stop);
+        let polling = Polling {
+            pod_resources: asked,
+            resources: names,
+            held: reads,
+            allocated: soon,
+            board: board.clone(),
+            timing: timing.clone(),
+        };
+        let polled = allocations::poll(polling, stop);
         tasks.spawn("allocations", without_error(polled));
 
         let state = Arc::new(StateFile::open(&settings.state_dir, config));
+        let roles = Roles::new(Keeper {
+            config: config.config.clone(),
+            revision: config.revision.clone(),
+            initial,
+            lock_dir: settings.lock_dir.clone(),
+            object,
+            state: state.clone(),
+            board: board.clone(),
+            timing: timing.role,
+            found: Found::default(),
+        });
         let host_dev = HostDev::new(settings.host_dev_dir.clone());
         Self {
             settings,
@@ -143,6 +193,7 @@ impl Common {
             allocated,
             pod_resources,
             state,
+            roles,
             board,
             metrics,
         }
@@ -177,6 +228,7 @@ impl Common {
             view: self.view.clone(),
             lock_dir: self.settings.lock_dir.clone(),
             state: self.state.clone(),
+            roles: self.roles.clone(),
             pod_resources: self.pod_resources.clone(),
             board: self.board.clone(),
             metrics: self.metrics.clone(),

@@ -9,10 +9,12 @@ use std::time::Duration;
 use daemon::Stop;
 use proto::podresources::pod_resources_lister_client::PodResourcesListerClient;
 use proto::podresources::{AllocatableResourcesRequest, ContainerDevices, ListPodResourcesRequest};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Mutex, Notify, watch};
+use tokio::time::Instant;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use crate::board::Board;
 use crate::error_chain::chained;
 use crate::random::jitter;
 use crate::settings::Timing;
@@ -25,6 +27,9 @@ const WORTH_TELLING: u32 = 3;
 
 /// Ids that containers hold, by resource. Nothing until it was read once.
 pub type Held = Option<Arc<BTreeMap<String, BTreeSet<String>>>>;
+
+/// Ids of the devices that the kubelet has and holds for healthy, by resource.
+pub type Listed = Arc<BTreeMap<String, BTreeSet<String>>>;
 
 /// Why the kubelet could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +60,7 @@ pub enum AskError {
 pub struct PodResources {
     socket: PathBuf,
     limit: Duration,
+    last: Arc<Mutex<Option<(Instant, Listed)>>>,
 }
 
 impl PodResources {
@@ -63,6 +69,7 @@ impl PodResources {
         Self {
             socket: directory.join("kubelet.sock"),
             limit,
+            last: Arc::default(),
         }
     }
 
@@ -89,11 +96,26 @@ impl PodResources {
         self.in_time(ask).await
     }
 
-    /// How many devices the kubelet has for a resource and holds for healthy.
+    /// The devices that the kubelet has and holds for healthy, by resource, as they were after the
+    /// call began. Many who ask at the same time are answered by one reading.
     ///
     /// # Errors
     /// When the kubelet does not answer or refuses.
-    pub async fn count(&self, resource: &str) -> Result<usize, AskError> {
+    pub async fn listed(&self) -> Result<Listed, AskError> {
+        let asked = Instant::now();
+        let mut last = self.last.lock().await;
+        if let Some((began, listed)) = &*last
+            && *began >= asked
+        {
+            return Ok(listed.clone());
+        }
+        let began = Instant::now();
+        let listed = Arc::new(self.read_listed().await?);
+        *last = Some((began, listed.clone()));
+        Ok(listed)
+    }
+
+    async fn read_listed(&self) -> Result<BTreeMap<String, BTreeSet<String>>, AskError> {
         let ask = async {
             let mut client = self.connect().await?;
             let request = AllocatableResourcesRequest {};
@@ -101,10 +123,18 @@ impl PodResources {
                 .get_allocatable_resources(request)
                 .await
                 .map_err(ask_error)?;
-            let devices = by_resource(list.into_inner().devices.into_iter());
-            Ok(devices.get(resource).map_or(0, BTreeSet::len))
+            Ok(by_resource(list.into_inner().devices.into_iter()))
         };
         self.in_time(ask).await
+    }
+
+    /// How many devices the kubelet has for a resource and holds for healthy.
+    ///
+    /// # Errors
+    /// When the kubelet does not answer or refuses.
+    pub async fn count(&self, resource: &str) -> Result<usize, AskError> {
+        let listed = self.listed().await?;
+        Ok(listed.get(resource).map_or(0, BTreeSet::len))
     }
 
     /// A connection for one question: there is one every ten seconds, and none to keep alive over
@@ -154,60 +184,71 @@ fn by_resource(
     by_resource
 }
 
-/// Reads who holds what, from time to time and soon after every Allocate, and publishes it for the
-/// resources given. What was read stays true until something newer is read: a kubelet that is away
-/// gives no devices to anybody.
-pub async fn poll(
-    pod_resources: PodResources,
-    resources: BTreeSet<String>,
-    held: watch::Sender<Held>,
-    allocated: Arc<Notify>,
-    timing: Timing,
-    stop: Stop,
-) {
+/// What it takes to read who holds what.
+pub struct Polling {
+    /// Who is asked.
+    pub pod_resources: PodResources,
+    /// For which resources.
+    pub resources: BTreeSet<String>,
+    /// Where the answer is published.
+    pub held: watch::Sender<Held>,
+    /// Told after every Allocate.
+    pub allocated: Arc<Notify>,
+    /// Where it is posted whether there are answers.
+    pub board: Board,
+    /// How patient it is.
+    pub timing: Timing,
+}
+
+/// Reads who holds what, from time to time and soon after every Allocate, and publishes it. What was
+/// read stays true until something newer is read: a kubelet that is away gives no devices to anybody.
+pub async fn poll(polling: Polling, stop: Stop) {
     tokio::select! {
         () = stop.requested() => {}
-        () = polled(&pod_resources, &resources, &held, &allocated, &timing) => {}
+        () = polling.keep() => {}
     }
 }
 
-async fn polled(
-    pod_resources: &PodResources,
-    resources: &BTreeSet<String>,
-    held: &watch::Sender<Held>,
-    allocated: &Notify,
-    timing: &Timing,
-) {
-    let mut failures: u32 = 0;
-    loop {
-        let wait = match pod_resources.held().await {
-            Ok(mut all) => {
-                failures = 0;
-                all.retain(|resource, _| resources.contains(resource));
-                publish(held, all);
-                timing.allocations_poll
-            }
-            Err(error) => {
-                failures = failures.saturating_add(1);
-                // The kubelet is away for a moment at each of its restarts.
-                if failures == WORTH_TELLING {
-                    let error = chained(&error);
-                    tracing::warn!(error, "failed to read who holds devices: trying again");
+impl Polling {
+    async fn keep(self) {
+        let timing = &self.timing;
+        let mut failures: u32 = 0;
+        let mut answered = false;
+        loop {
+            let wait = match self.pod_resources.held().await {
+                Ok(mut all) => {
+                    failures = 0;
+                    answered = true;
+                    all.retain(|resource, _| self.resources.contains(resource));
+                    publish(&self.held, all);
+                    self.board.pod_resources(Ok(()));
+                    timing.allocations_poll
                 }
-                // One step slower, so that other clients get their turn.
-                let slower = u32::from(is_exhausted(&error));
-                timing
-                    .allocations_retry
-                    .wait(failures.saturating_add(slower), jitter())
+                Err(error) => {
+                    failures = failures.saturating_add(1);
+                    // The kubelet is away for a moment at each of its restarts.
+                    if failures == WORTH_TELLING {
+                        let error = chained(&error);
+                        tracing::warn!(error, "failed to read who holds devices: trying again");
+                    }
+                    if failures >= WORTH_TELLING || !answered {
+                        self.board.pod_resources(Err(chained(&error)));
+                    }
+                    // One step slower, so that other clients get their turn.
+                    let slower = u32::from(is_exhausted(&error));
+                    timing
+                        .allocations_retry
+                        .wait(failures.saturating_add(slower), jitter())
+                }
+            };
+            let soon = async {
+                self.allocated.notified().await;
+                tokio::time::sleep(timing.after_allocate).await;
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = soon, if failures == 0 => {}
             }
-        };
-        let soon = async {
-            allocated.notified().await;
-            tokio::time::sleep(timing.after_allocate).await;
-        };
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            () = soon, if failures == 0 => {}
         }
     }
 }

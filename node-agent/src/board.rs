@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use node_agent_core::seen::{ResourceSeen, Seen, Standing};
+use node_agent_core::seen::{Part, ResourceSeen, Seen, Standing};
 use tokio::sync::watch;
 
 /// Shared by all tasks.
@@ -18,8 +18,8 @@ impl Board {
             .map(|name| (name, ResourceSeen::default()))
             .collect();
         let seen = Seen {
-            kubelet_socket: false,
             resources,
+            ..Seen::default()
         };
         Self {
             seen: Arc::new(watch::Sender::new(seen)),
@@ -36,6 +36,39 @@ impl Board {
         self.seen.send_if_modified(|seen| {
             let changed = seen.kubelet_socket != there;
             seen.kubelet_socket = there;
+            changed
+        });
+    }
+
+    /// Posts what the agent is on its node.
+    pub fn part(&self, part: Part) {
+        self.seen.send_if_modified(|seen| {
+            let changed = seen.part != part;
+            if seen.part.role != part.role {
+                tracing::info!(role = ?part.role, "the role changed");
+            }
+            seen.part = part;
+            changed
+        });
+    }
+
+    /// Posts why locks cannot be taken, or nothing; tells whether that is news.
+    pub fn lock_error(&self, error: &str) -> bool {
+        self.seen.send_if_modified(|seen| {
+            let changed = seen.lock_error != error;
+            if changed {
+                seen.lock_error = error.to_owned();
+            }
+            changed
+        })
+    }
+
+    /// Posts whether the kubelet tells who holds devices.
+    pub fn pod_resources(&self, answered: Result<(), String>) {
+        self.seen.send_if_modified(|seen| {
+            let answered = Some(answered);
+            let changed = seen.pod_resources != answered;
+            seen.pod_resources = answered;
             changed
         });
     }

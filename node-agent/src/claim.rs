@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use node_agent_core::first_time::{Answer, Evidence, Patience, Reading, answer};
+use node_agent_core::identity::lock_name;
 use node_agent_core::seen::Standing;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
@@ -11,8 +12,9 @@ use tokio::time::{Instant, sleep};
 use crate::allocations::PodResources;
 use crate::board::Board;
 use crate::error_chain::chained;
-use crate::lock::ResourceLock;
+use crate::lock::FileLock;
 use crate::plugin_directory::{FileIdentity, View};
+use crate::settings::Drain;
 
 /// Who wants to register what.
 pub struct Claim<'a> {
@@ -20,6 +22,8 @@ pub struct Claim<'a> {
     pub resource: &'a str,
     /// Whether this config has served it on this node.
     pub served_before: bool,
+    /// Whether another process served it until now, whose end the kubelet may not have seen yet.
+    pub after_another: bool,
     /// The directory of the locks.
     pub lock_dir: &'a Path,
     /// The kubelet's socket.
@@ -32,6 +36,16 @@ pub struct Claim<'a> {
     pub board: &'a Board,
     /// How patient it is.
     pub patience: Patience,
+    /// How the end of the other process's streams is waited for.
+    pub drain: Drain,
+}
+
+/// The right to register a resource.
+pub struct Claimed {
+    /// It ends with this lock.
+    pub lock: FileLock,
+    /// Devices that the kubelet still had after the process that served them was gone.
+    pub left_behind: usize,
 }
 
 /// Readings of one kubelet's list.
@@ -44,7 +58,7 @@ struct Readings {
 
 impl Claim<'_> {
     /// Returns when the resource may be registered: for as long as the lock lives.
-    pub async fn granted(mut self) -> ResourceLock {
+    pub async fn granted(mut self) -> Claimed {
         let start = Instant::now();
         let mut lock = None;
         let mut readings = Readings::default();
@@ -62,11 +76,19 @@ impl Claim<'_> {
             };
             match answer(&evidence, &self.patience) {
                 Answer::Register => match lock.take() {
-                    Some(lock) => return lock,
+                    Some(lock) => {
+                        let left_behind = if self.after_another && self.served_before {
+                            self.drained().await
+                        } else {
+                            0
+                        };
+                        return Claimed { lock, left_behind };
+                    }
                     // Cannot be: whoever may register has the lock.
                     None => sleep(self.patience.lock_poll).await,
                 },
                 Answer::TryLock(wait) => {
+                    self.after_another = true;
                     self.waits(Standing::AwaitingLock);
                     sleep(wait).await;
                 }
@@ -91,9 +113,9 @@ impl Claim<'_> {
     }
 
     /// Tries until it is known whether the lock is free.
-    async fn try_lock(&self) -> Option<ResourceLock> {
+    async fn try_lock(&self) -> Option<FileLock> {
         loop {
-            match ResourceLock::try_take(self.lock_dir, self.resource) {
+            match FileLock::try_take(self.lock_dir, &lock_name(self.resource)) {
                 Ok(lock) => return lock,
                 Err(error) => {
                     let told = format!(
@@ -104,6 +126,29 @@ impl Claim<'_> {
                     sleep(self.patience.look_again).await;
                 }
             }
+        }
+    }
+
+    /// Waits until the kubelet has seen the end of the old streams; tells how many devices it still
+    /// has when nobody can wait any longer.
+    async fn drained(&self) -> usize {
+        let start = Instant::now();
+        let mut left = 0;
+        let mut readings = 0;
+        loop {
+            let remaining = self.drain.limit.saturating_sub(start.elapsed());
+            if remaining.is_zero() {
+                return left;
+            }
+            let count = self.pod_resources.count(self.resource);
+            match tokio::time::timeout(remaining, count).await {
+                Ok(Ok(0)) => return 0,
+                Ok(Ok(devices)) => left = devices,
+                // What cannot be read is waited for like what is not gone, and no longer.
+                Ok(Err(_)) | Err(_) => {}
+            }
+            readings += 1;
+            sleep(self.drain.pace.wait(readings, 0.0).min(remaining)).await;
         }
     }
 

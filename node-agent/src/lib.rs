@@ -20,6 +20,7 @@ mod random;
 mod register;
 mod registrar;
 mod reporter;
+mod roles;
 pub mod settings;
 mod state_file;
 

@@ -15,6 +15,7 @@ use node_agent::metrics::Metrics;
 use node_agent::settings::{Settings, default_config_file};
 use node_agent::{Agent, ApiAccess, run};
 use node_agent_core::report::Identity;
+use node_agent_core::role::InitialRole;
 use prometheus_client::registry::Registry;
 
 /// How long requests that came before the stop are answered; the pod has ten seconds in all.
@@ -36,6 +37,10 @@ struct Flags {
     /// UID of this agent's pod.
     #[arg(long, env = agent_env::POD_UID)]
     pod_uid: String,
+    /// What this agent is where nothing on the node or in the cluster says otherwise: Active or
+    /// Standby. Pods of operators that know no other have no such word.
+    #[arg(long, env = agent_env::INITIAL_ROLE, default_value = "Active")]
+    initial_role: InitialRole,
     /// The agent's configuration.
     #[arg(long, default_value_os_t = default_config_file())]
     config_file: PathBuf,
@@ -127,6 +132,7 @@ async fn serve(flags: Flags, config: AgentConfig, logs: Logs) -> Result<()> {
         config,
         identity,
         node: flags.node_name,
+        initial: flags.initial_role,
         api: Some(ApiAccess::Infer),
         metrics,
         readiness,

@@ -206,8 +206,8 @@ mod tests {
         metrics.stream_lost("a.com/x");
         let seen = [("a.com/x".to_owned(), Default::default())];
         metrics.show(&Seen {
-            kubelet_socket: true,
             resources: seen.into(),
+            ..Seen::default()
         });
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();

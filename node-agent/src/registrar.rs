@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use daemon::Stop;
 use futures::future::{Fuse, FusedFuture, FutureExt};
@@ -11,19 +12,20 @@ use node_agent_core::identity::socket_prefix;
 use node_agent_core::registration::{Effect, Event, Phase, Registration};
 use node_agent_core::seen::Standing;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use crate::allocations::PodResources;
 use crate::board::Board;
-use crate::claim::Claim;
+use crate::claim::{Claim, Claimed};
 use crate::error_chain::chained;
-use crate::lock::ResourceLock;
 use crate::metrics::{Metrics, RegistrationResult};
 use crate::plugin_directory::{self, FileIdentity, KUBELET_SOCKET, View};
 use crate::plugin_server::PluginServer;
 use crate::plugin_service::{Answers, StreamEvent};
 use crate::random::jitter;
 use crate::register::{RegisterError, register};
+use crate::roles::{Duty, Roles};
 use crate::settings::Timing;
 use crate::state_file::StateFile;
 
@@ -37,6 +39,8 @@ pub struct Registrar {
     pub view: watch::Receiver<View>,
     /// The directory of the locks.
     pub lock_dir: PathBuf,
+    /// The right to serve at all.
+    pub roles: Roles,
     /// What is remembered over restarts.
     pub state: Arc<StateFile>,
     /// The kubelet's own list.
@@ -64,23 +68,66 @@ struct Loop<'a> {
     streams: mpsc::UnboundedSender<StreamEvent>,
     kubelet: Option<FileIdentity>,
     trouble: Option<Standing>,
+    remembering: Option<JoinHandle<()>>,
 }
 
 impl Registrar {
-    /// Serves the resource until a stop is asked for; then nothing of it is left behind.
+    /// Serves the resource whenever the role allows it, until a stop is asked for; then nothing of it
+    /// is left behind.
     pub async fn keep(self, stop: Stop) {
-        let lock = tokio::select! {
+        let mut duty = self.roles.duty();
+        loop {
+            self.post_turn(&duty.borrow_and_update());
+            if let Some(holding) = self.roles.hold() {
+                self.take_turn(&stop).await;
+                // The resource is let go of: the role may follow.
+                drop(holding);
+            }
+            tokio::select! {
+                biased;
+                () = stop.requested() => return,
+                Ok(()) = duty.changed() => {}
+            }
+        }
+    }
+
+    /// Takes the resource's lock and serves, for as long as the role allows it.
+    async fn take_turn(&self, stop: &Stop) {
+        let claimed = tokio::select! {
             () = stop.requested() => return,
-            lock = self.claim() => lock,
+            () = self.roles.until(|duty| !duty.may_take) => return,
+            claimed = self.claim() => claimed,
         };
-        let prefix = socket_prefix(&self.answers.resource);
+        if !self.roles.confirms() {
+            return;
+        }
+        let Claimed { lock, left_behind } = claimed;
+        if left_behind > 0 {
+            let resource = self.resource();
+            tracing::warn!(resource, left_behind, "the kubelet still lists old devices");
+        }
+        let prefix = socket_prefix(self.resource());
         let removed = plugin_directory::remove_stale_sockets(&self.plugin_dir, &prefix).await;
         if let Err(error) = removed {
             tracing::debug!(%error, "failed to look for stale sockets");
         }
-        self.serve(&stop).await;
+        self.serve(stop).await;
         // The server is closed: whoever waits for the lock may register now.
         drop(lock);
+    }
+
+    /// Posts whose turn it is while it is not this agent's.
+    fn post_turn(&self, duty: &Duty) {
+        let standing = if duty.may_take {
+            return;
+        } else if !duty.awaits_role {
+            Standing::StandingBy
+        } else if duty.lock_error.is_empty() {
+            Standing::AwaitingLock
+        } else {
+            Standing::Refused(duty.lock_error.clone())
+        };
+        self.board.standing(self.resource(), standing);
     }
 
     fn resource(&self) -> &str {
@@ -88,21 +135,25 @@ impl Registrar {
     }
 
     /// Waits for the right to register, and takes it.
-    async fn claim(&self) -> ResourceLock {
+    async fn claim(&self) -> Claimed {
+        let duty = self.roles.duty().borrow().clone();
+        let resource = self.resource();
         let claim = Claim {
-            resource: self.resource(),
-            served_before: self.state.has_served(self.resource()),
+            resource,
+            served_before: self.state.has_served(resource) || duty.baseline.contains(resource),
+            after_another: duty.after_another,
             lock_dir: &self.lock_dir,
             kubelet_socket: self.plugin_dir.join(KUBELET_SOCKET),
             view: self.view.clone(),
             pod_resources: &self.pod_resources,
             board: &self.board,
             patience: self.timing.first_time,
+            drain: self.timing.drain,
         };
         claim.granted().await
     }
 
-    /// Registers and registers again until a stop is asked for.
+    /// Registers and registers again until the role ends or a stop is asked for.
     async fn serve(&self, stop: &Stop) {
         let mut view = self.view.clone();
         let kubelet = view.borrow_and_update().kubelet;
@@ -119,6 +170,7 @@ impl Registrar {
             streams,
             kubelet,
             trouble: None,
+            remembering: None,
         };
         state.apply(effects).await;
         loop {
@@ -132,6 +184,7 @@ impl Registrar {
             };
             tokio::select! {
                 () = stop.requested() => break,
+                () = self.roles.until(|duty| !duty.may_keep) => break,
                 answered = &mut state.call, if !state.call.is_terminated() => {
                     state.answered(answered).await;
                 }
@@ -147,6 +200,7 @@ impl Registrar {
             }
         }
         state.close().await;
+        state.remembered(self.timing.close).await;
     }
 }
 
@@ -308,10 +362,25 @@ impl Loop<'_> {
         }
     }
 
-    fn remember(&self) {
-        let resource = self.registrar.resource();
-        if let Err(error) = self.registrar.state.remember(resource) {
-            tracing::warn!(resource, %error, "failed to write the state file");
+    /// Remembers on the host that the resource is served. The write waits for the disk, which
+    /// nothing else shall do.
+    fn remember(&mut self) {
+        let resource = self.registrar.resource().to_owned();
+        let state = self.registrar.state.clone();
+        self.remembering = Some(tokio::task::spawn_blocking(move || {
+            if let Err(error) = state.remember(&resource) {
+                tracing::warn!(resource, %error, "failed to write the state file");
+            }
+        }));
+    }
+
+    /// Waits for the last such write: the next holder's must come after it.
+    async fn remembered(&mut self, limit: Duration) {
+        if let Some(remembering) = self.remembering.take() {
+            let waited = tokio::time::timeout(limit, remembering).await;
+            if waited.is_err() {
+                tracing::warn!("the disk did not answer in time: handing over all the same");
+            }
         }
     }
 

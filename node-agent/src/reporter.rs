@@ -1,23 +1,31 @@
 //! Writes what was seen to the node's object. Whatever happens here, the kubelet is served.
+//!
+//! The object has one slot for the agent that serves and one for the agent that stands by. The holder
+//! of the role lock writes the first, and empties the second while the object names nobody for it;
+//! whoever waits or leaves writes nothing. Each write carries the version of the object that it was
+//! made from, so that a late one of an agent whose role has ended is refused.
 
 use std::time::Duration;
 
 use crds::conditions;
-use crds::names::{AGENT_ACTIVE_FIELD_MANAGER, GROUP, VERSION};
-use crds::node::{DevicePluginNode, DevicePluginNodeStatus};
+use crds::names::{AGENT_ACTIVE_FIELD_MANAGER, AGENT_STANDBY_FIELD_MANAGER, GROUP, VERSION};
+use crds::node::DevicePluginNodeStatus;
 use daemon::{Logs, Stop};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Config};
+use node_agent_core::news::{active_news, standby_news};
+use node_agent_core::preflight::standby_report;
 use node_agent_core::report::{self, Identity};
+use node_agent_core::role::Role;
 use node_agent_core::seen::Seen;
-use node_agent_core::writing::{Decision, Meter, decision};
+use node_agent_core::writing::{Decision, Meter, News};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use crate::error_chain::chained;
-use crate::node_object::{self, ObjectSeen, Present};
+use crate::node_object::{self, Loose, ObjectSeen, Present, Told};
 use crate::random::jitter;
 use crate::settings::{ApiAccess, Timing};
 
@@ -30,7 +38,11 @@ pub struct Reporter {
     /// How to reach the API server.
     pub access: ApiAccess,
     /// Name of the node's object.
-    pub object: String,
+    pub name: String,
+    /// UID of the config that the object must belong to.
+    pub config_uid: String,
+    /// The object as far as it is known.
+    pub object: watch::Sender<ObjectSeen>,
     /// Who reports.
     pub identity: Identity,
     /// What was seen.
@@ -41,17 +53,34 @@ pub struct Reporter {
     pub timing: Timing,
 }
 
+/// One slot of the status, as it should be.
+#[derive(Debug)]
+struct Slot {
+    manager: &'static str,
+    status: DevicePluginNodeStatus,
+    news: News,
+}
+
+/// How a write ended.
+enum Written {
+    /// The object is like this now.
+    Done(Box<Loose>),
+    /// The object is not what it was thought to be: the watch will tell what it is.
+    Outdated,
+    /// The role ended meanwhile.
+    Ended,
+}
+
 impl Reporter {
     /// Reports until a stop is asked for.
     pub async fn keep(self, stop: Stop) {
         let reporting = async {
             let client = self.client().await;
-            let api: Api<DevicePluginNode> = Api::all(client);
-            let (object, seen) = watch::channel(ObjectSeen::default());
+            let api: Api<Loose> = Api::all_with(client, &node_object::resource());
             tokio::join!(
-                self.watch(api.clone(), &object),
-                self.write(api, &object, seen.clone()),
-                self.follow_log_level(seen),
+                self.watch(api.clone()),
+                self.write(api),
+                self.follow_log_level(self.object.subscribe()),
             );
         };
         tokio::select! {
@@ -78,12 +107,13 @@ impl Reporter {
         }
     }
 
-    async fn watch(&self, api: Api<DevicePluginNode>, object: &watch::Sender<ObjectSeen>) {
+    async fn watch(&self, api: Api<Loose>) {
         let mut failures = 0;
         loop {
             let started = Instant::now();
             let limit = self.timing.api_call;
-            let error = node_object::watch(api.clone(), &self.object, limit, object).await;
+            let (name, uid) = (&self.name, &self.config_uid);
+            let error = node_object::watch(api.clone(), name, uid, limit, &self.object).await;
             // A watch that lasted was no failure to begin with.
             failures = if started.elapsed() > self.timing.api_retry.limit {
                 1
@@ -91,65 +121,111 @@ impl Reporter {
                 failures + 1
             };
             let error = chained(error.as_ref());
-            tracing::warn!(
-                object = self.object,
-                error,
-                "failed to watch the node's object"
-            );
+            tracing::warn!(object = name, error, "failed to watch the node's object");
             sleep(self.timing.api_retry.wait(failures, jitter())).await;
         }
     }
 
-    async fn write(
-        &self,
-        api: Api<DevicePluginNode>,
-        object: &watch::Sender<ObjectSeen>,
-        mut present: watch::Receiver<ObjectSeen>,
-    ) {
-        let mut seen = self.seen.clone();
+    async fn write(&self, api: Api<Loose>) {
+        let (mut seen, mut object) = (self.seen.clone(), self.object.subscribe());
         let start = Instant::now();
         let mut meter = Meter::default();
+        let mut last = None;
         let mut failures = 0;
         loop {
-            let there = present.borrow_and_update().object.clone();
-            let wanted = there
-                .as_ref()
-                .map(|there| self.status(&seen.borrow_and_update(), there));
-            let decided = match (&there, &wanted) {
-                (Some(there), Some(wanted)) => {
-                    let (now, gap) = (start.elapsed(), self.timing.between_reports);
-                    decision(Some(&there.status), wanted, meter, now, gap)
-                }
+            let there = object.borrow_and_update().object.clone();
+            let slot = {
+                let seen = seen.borrow_and_update();
                 // The operator makes the object; it may still be on its way.
-                (None, _) | (_, None) => Decision::Nothing,
+                there
+                    .as_ref()
+                    .and_then(|there| self.slot(&seen, there, last.as_ref()))
             };
-            match (decided, wanted) {
-                (Decision::Now, Some(wanted)) => match self.apply(&api, &wanted).await {
-                    Ok(written) => {
-                        failures = 0;
-                        meter = meter.after_write(start.elapsed(), self.timing.between_reports);
-                        node_object::show(object, Some(written));
-                    }
-                    Err(error) => {
-                        failures += 1;
-                        let error = chained(error.as_ref());
-                        tracing::warn!(object = self.object, error, "failed to write the report");
-                        sleep(self.timing.api_retry.wait(failures, jitter())).await;
-                    }
-                },
-                (Decision::In(wait), _) => sleep(wait).await,
-                (Decision::Nothing, _) | (Decision::Now, None) => {
-                    tokio::select! {
-                        Ok(()) = seen.changed() => {}
-                        Ok(()) = present.changed() => {}
+            let news = slot.as_ref().map_or(News::None, |slot| slot.news);
+            let rates = &self.timing.reports;
+            let wait = match (meter.decision(news, start.elapsed(), rates), slot, &there) {
+                (Decision::Now, Some(slot), Some(there)) => {
+                    match self.apply(&api, &slot, there).await {
+                        Ok(Written::Done(written)) => {
+                            failures = 0;
+                            meter = meter.after_write(start.elapsed(), rates);
+                            last = Some(slot.status);
+                            let told = Told::Object(*written);
+                            node_object::show(&self.object, told, &self.config_uid);
+                            Some(Duration::ZERO)
+                        }
+                        Ok(Written::Ended) => Some(Duration::ZERO),
+                        // Should the watch be slower than this, the next try fails like this one.
+                        Ok(Written::Outdated) => Some(self.timing.api_retry.first),
+                        Err(error) => {
+                            failures += 1;
+                            let error = chained(error.as_ref());
+                            tracing::warn!(object = self.name, error, "failed to write the report");
+                            sleep(self.timing.api_retry.wait(failures, jitter())).await;
+                            Some(Duration::ZERO)
+                        }
                     }
                 }
+                (Decision::In(wait), _, _) => Some(wait),
+                (Decision::Nothing, _, _) | (Decision::Now, None, _) | (Decision::Now, _, None) => {
+                    None
+                }
+            };
+            let waited = async {
+                match wait {
+                    Some(wait) => sleep(wait).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = waited => {}
+                Ok(()) = seen.changed() => {}
+                Ok(()) = object.changed() => {}
             }
         }
     }
 
-    /// The status as it should be. Conditions keep their time while their status stays.
-    fn status(&self, seen: &Seen, there: &Present) -> DevicePluginNodeStatus {
+    /// The slot that this agent has to write, if it has one and it is not there already.
+    fn slot(
+        &self,
+        seen: &Seen,
+        there: &Present,
+        last: Option<&DevicePluginNodeStatus>,
+    ) -> Option<Slot> {
+        let (present, named) = (&there.status, &there.named);
+        if !seen.part.holds {
+            let is_standby = seen.part.role == Role::Standby
+                && named.standby.as_ref() == Some(&self.identity.revision);
+            let wanted = is_standby.then(|| standby_report(&self.identity, seen))??;
+            let news = standby_news(present.standby.as_ref(), Some(&wanted));
+            return Some(Slot {
+                manager: AGENT_STANDBY_FIELD_MANAGER,
+                status: DevicePluginNodeStatus {
+                    standby: Some(wanted),
+                    ..DevicePluginNodeStatus::default()
+                },
+                news,
+            });
+        }
+        let status = self.active(seen, there);
+        let news = active_news(present, &status, last);
+        // One write at a time: what is served comes first.
+        if news != News::Urgent && named.standby.is_none() && present.standby.is_some() {
+            return Some(Slot {
+                manager: AGENT_STANDBY_FIELD_MANAGER,
+                status: DevicePluginNodeStatus::default(),
+                news: News::Urgent,
+            });
+        }
+        Some(Slot {
+            manager: AGENT_ACTIVE_FIELD_MANAGER,
+            status,
+            news,
+        })
+    }
+
+    /// What is served, as it should be told. Conditions keep their time while their status stays.
+    fn active(&self, seen: &Seen, there: &Present) -> DevicePluginNodeStatus {
         let desired = report::conditions(seen);
         let now = Time(Timestamp::now());
         DevicePluginNodeStatus {
@@ -166,20 +242,33 @@ impl Reporter {
 
     async fn apply(
         &self,
-        api: &Api<DevicePluginNode>,
-        status: &DevicePluginNodeStatus,
-    ) -> anyhow::Result<Present> {
+        api: &Api<Loose>,
+        slot: &Slot,
+        there: &Present,
+    ) -> anyhow::Result<Written> {
         let patch = Patch::Apply(serde_json::json!({
             "apiVersion": format!("{GROUP}/{VERSION}"),
             "kind": "DevicePluginNode",
-            "metadata": { "name": self.object },
-            "status": status,
+            "metadata": { "name": self.name, "resourceVersion": there.version },
+            "status": slot.status,
         }));
-        let parameters = PatchParams::apply(AGENT_ACTIVE_FIELD_MANAGER).force();
-        let patched = api.patch_status(&self.object, &parameters, &patch);
-        Ok(tokio::time::timeout(self.timing.api_call, patched)
-            .await??
-            .into())
+        let parameters = PatchParams::apply(slot.manager).force();
+        let patched = api.patch_status(&self.name, &parameters, &patch);
+        let mut seen = self.seen.clone();
+        let part = seen.borrow().part;
+        let answer = tokio::select! {
+            // The next holder waits for nobody's report.
+            _ended = seen.wait_for(|seen| seen.part != part) => return Ok(Written::Ended),
+            answer = tokio::time::timeout(self.timing.api_call, patched) => answer?,
+        };
+        match answer {
+            Ok(written) => Ok(Written::Done(Box::new(written))),
+            // A conflict, or an object that was deleted.
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
+                Ok(Written::Outdated)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn follow_log_level(&self, mut present: watch::Receiver<ObjectSeen>) {

@@ -7,7 +7,7 @@ use crds::names::{AGENT_CONFIG_KEY, paths};
 use node_agent_core::first_time::Patience;
 use node_agent_core::pace::Pace;
 use node_agent_core::registration::Limits;
-use node_agent_core::writing::WRITE_GAP;
+use node_agent_core::writing::Rates;
 
 /// How to reach the API server.
 #[derive(Clone, Debug)]
@@ -42,6 +42,10 @@ pub struct Settings {
 pub struct Timing {
     /// How long registrations may take.
     pub registration: Limits,
+    /// How the role is taken and left.
+    pub role: RoleTiming,
+    /// How the end of another process's streams is waited for.
+    pub drain: Drain,
     /// How patiently a resource is approached the first time.
     pub first_time: Patience,
     /// Longest `Register` call: the kubelet itself dials back for up to 10 s within it.
@@ -63,12 +67,68 @@ pub struct Timing {
     pub between_looks: Duration,
     /// How long a server may take to end its streams.
     pub close: Duration,
-    /// Shortest time between two reports.
-    pub between_reports: Duration,
+    /// How often reports may be written.
+    pub reports: Rates,
     /// Waits after a report could not be written, or the node's object not be watched.
     pub api_retry: Pace,
     /// Longest call to the API server.
     pub api_call: Duration,
+}
+
+/// How the role is taken and left.
+#[derive(Clone, Copy, Debug)]
+pub struct RoleTiming {
+    /// Between two tries of the role lock in a hand-over. It is the longest part of the gap that a
+    /// pod could fall into; a try is a handful of system calls.
+    pub hand_over_poll: Duration,
+    /// How long a hand-over may take: whoever leaves needs a second at most, and the operator gives
+    /// up after a minute.
+    pub hand_over: Duration,
+    /// Between two tries after that, and between two looks whether a successor has come.
+    pub lock_poll: Duration,
+    /// Between two looks at the other processes of the config.
+    pub look_around: Duration,
+    /// The same while it does not matter who else is here.
+    pub idle: Duration,
+    /// How many times faster the long waits for others pass.
+    pub haste: u32,
+}
+
+/// How the end of another process's streams is waited for. Kubelets from 1.25 to 1.36 end the
+/// stream of a newcomer that registers before they have seen the end of the old one.
+#[derive(Clone, Copy, Debug)]
+pub struct Drain {
+    /// Between two readings of the kubelet's list, which answers 100 requests a second to everybody.
+    /// Mostly the second one shows what is waited for, so it comes soon.
+    pub pace: Pace,
+    /// How long at most. Kubelets needed up to 10 ms; what is still listed then is listed by
+    /// somebody else, and waiting longer leaves the node without devices.
+    pub limit: Duration,
+}
+
+impl Default for RoleTiming {
+    fn default() -> Self {
+        Self {
+            hand_over_poll: Duration::from_millis(2),
+            hand_over: Duration::from_secs(10),
+            lock_poll: Duration::from_millis(50),
+            look_around: Duration::from_secs(1),
+            idle: Duration::from_secs(60),
+            haste: 1,
+        }
+    }
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self {
+            pace: Pace {
+                first: Duration::from_millis(2),
+                limit: Duration::from_millis(10),
+            },
+            limit: Duration::from_millis(500),
+        }
+    }
 }
 
 impl Default for Timing {
@@ -76,6 +136,8 @@ impl Default for Timing {
         let seconds = Duration::from_secs;
         Self {
             registration: Limits::default(),
+            role: RoleTiming::default(),
+            drain: Drain::default(),
             first_time: Patience::default(),
             register_call: seconds(20),
             socket_poll: seconds(5),
@@ -89,7 +151,7 @@ impl Default for Timing {
             between_messages: Duration::from_millis(500),
             between_looks: Duration::from_millis(100),
             close: seconds(1),
-            between_reports: WRITE_GAP,
+            reports: Rates::default(),
             api_retry: Pace {
                 first: seconds(1),
                 limit: seconds(60),

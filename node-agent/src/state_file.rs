@@ -1,5 +1,6 @@
-//! What the agent remembers on the host: which resources it has served here. With it a restart needs
-//! nobody's word to serve them again.
+//! What the agent remembers on the host: which revision has served which resources here. With it a
+//! restart needs nobody's word to serve them again. All agents of a config share one file, which only
+//! the holder of the role lock writes.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -16,7 +17,12 @@ use crate::error_chain::chained;
 #[derive(Debug)]
 pub struct StateFile {
     path: PathBuf,
-    state: Mutex<State>,
+    config_uid: String,
+    revision: String,
+    /// Resources that are configured: what a config gave up is approached anew when it comes back.
+    configured: BTreeSet<String>,
+    /// Held while the file is written: its resources register each for itself.
+    writing: Mutex<()>,
 }
 
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -31,56 +37,64 @@ struct State {
 }
 
 impl StateFile {
-    /// Reads what is remembered of a config. What cannot be read is as good as absent: the resources
-    /// are then approached as if for the first time.
+    /// The file of a config. One that cannot be understood is as good as absent: the resources are
+    /// then approached as if for the first time.
     pub fn open(directory: &Path, config: &AgentConfig) -> Self {
-        let path = directory.join(&config.config);
-        let configured = |name: &String| config.resources.iter().any(|r| r.name == *name);
-        let resources = match read(&path) {
-            Ok(Some(state)) if state.config_uid == config.config_uid => {
-                state.resources.into_iter().filter(configured).collect()
-            }
-            Ok(_) => BTreeSet::new(),
-            Err(error) => {
-                let error = chained(error.as_ref());
-                tracing::warn!(
-                    ?path,
-                    error,
-                    "failed to read the state file: starting without"
-                );
-                BTreeSet::new()
-            }
-        };
-        let state = State {
+        let file = Self {
+            path: directory.join(&config.config),
             config_uid: config.config_uid.clone(),
             revision: config.revision.clone(),
-            resources,
+            configured: config.resources.iter().map(|r| r.name.clone()).collect(),
+            writing: Mutex::new(()),
         };
-        Self {
-            path,
-            state: Mutex::new(state),
+        if let Err(error) = read(&file.path) {
+            let error = chained(error.as_ref());
+            let path = &file.path;
+            tracing::warn!(
+                ?path,
+                error,
+                "failed to read the state file: starting without"
+            );
         }
+        file
     }
 
-    /// Whether this config has served a resource here.
+    /// What is remembered of this very config. Another agent may have written it a moment ago, so it
+    /// is read each time.
+    fn state(&self) -> Option<State> {
+        let state = read(&self.path).ok().flatten();
+        state.filter(|state| state.config_uid == self.config_uid)
+    }
+
+    /// The revision that served here last.
+    pub fn revision(&self) -> Option<String> {
+        self.state().map(|state| state.revision)
+    }
+
+    /// Whether this config has served a resource here, in whatever revision.
     pub fn has_served(&self, resource: &str) -> bool {
-        self.lock().resources.contains(resource)
+        self.state()
+            .is_some_and(|state| state.resources.contains(resource))
     }
 
-    /// Remembers that a resource is served.
+    /// Remembers that this revision serves a resource.
     ///
     /// # Errors
     /// When the file cannot be written: the next start then approaches the resource as if for the
     /// first time.
     pub fn remember(&self, resource: &str) -> io::Result<()> {
-        let mut state = self.lock();
-        state.resources.insert(resource.to_owned());
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut resources = self
+            .state()
+            .map_or_else(BTreeSet::new, |state| state.resources);
+        resources.retain(|name| self.configured.contains(name));
+        resources.insert(resource.to_owned());
+        let state = State {
+            config_uid: self.config_uid.clone(),
+            revision: self.revision.clone(),
+            resources,
+        };
         write(&self.path, &state)
-    }
-
-    /// The state is whole between any two statements.
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -133,9 +147,12 @@ mod tests {
         assert!(!state.has_served("a.com/x"));
         state.remember("a.com/x").unwrap();
         state.remember("a.com/y").unwrap();
+        assert_eq!(state.revision().as_deref(), Some("0123456789"));
         let again = open(&config("u1", &["a.com/x"]));
         assert!(again.has_served("a.com/x"));
-        assert!(!again.has_served("a.com/y"), "no longer configured");
+        again.remember("a.com/x").unwrap();
+        assert!(!state.has_served("a.com/y"), "no longer configured");
+        assert_eq!(open(&config("u2", &["a.com/x"])).revision(), None);
         assert!(
             !open(&config("u2", &["a.com/x"])).has_served("a.com/x"),
             "another config"

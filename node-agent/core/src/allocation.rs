@@ -160,6 +160,7 @@ mod tests {
             since: Timestamp::UNIX_EPOCH,
             idle_since: None,
             allocated: false,
+            discovered: true,
         };
         Inventory {
             devices: devices

@@ -53,6 +53,17 @@ pub fn lock_name(resource: &str) -> String {
     format!("{}.lock", digits(&[resource], 64))
 }
 
+/// Name of the file whose lock gives one agent of a config the right to take its resources' locks.
+pub fn role_lock_name(config: &str) -> String {
+    format!("{config}.role")
+}
+
+/// Name of the file whose lock a process of a revision holds for as long as it lives. No config's
+/// name has a dot, so these are no other config's files.
+pub fn presence_lock_name(config: &str, revision: &str) -> String {
+    format!("{config}.{revision}.present")
+}
+
 /// The first hex digits of a hash over texts; the texts cannot run into each other, because none
 /// holds a zero byte.
 fn digits(texts: &[&str], count: usize) -> String {
@@ -107,5 +118,13 @@ mod tests {
         let name = socket_name(&resource, u64::MAX);
         assert!(name.len() <= 75 && !name.contains('/'), "{name:?}");
         assert!(!lock_name(&resource).contains('/') && lock_name(&resource).len() < 255);
+        let names = [
+            lock_name(&resource),
+            role_lock_name("fuse"),
+            presence_lock_name("fuse", "0123456789"),
+            presence_lock_name("fuse", "role"),
+        ];
+        let distinct: std::collections::BTreeSet<&String> = names.iter().collect();
+        assert_eq!(distinct.len(), names.len());
     }
 }

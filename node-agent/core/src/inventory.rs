@@ -50,6 +50,8 @@ pub struct Device {
     pub idle_since: Option<Timestamp>,
     /// Whether a container holds it.
     pub allocated: bool,
+    /// Whether a look ever showed it; else it is known only because a container holds its id.
+    pub discovered: bool,
 }
 
 impl Inventory {
@@ -114,6 +116,13 @@ impl Inventory {
             .count()
     }
 
+    /// Ids that containers hold and that this agent never discovered: they are listed as Unhealthy,
+    /// but it would not advertise them by itself. A revision that gives devices other ids has them.
+    pub fn missing_allocated(&self) -> usize {
+        let missing = |device: &&Device| device.allocated && !device.discovered;
+        self.devices.values().filter(missing).count()
+    }
+
     /// Devices that containers hold.
     pub fn allocated(&self) -> usize {
         self.devices
@@ -133,6 +142,7 @@ impl Device {
             since: whole_seconds(now),
             idle_since: None,
             allocated,
+            discovered: true,
         }
     }
 
@@ -145,6 +155,7 @@ impl Device {
             since: whole_seconds(now),
             idle_since: None,
             allocated: true,
+            discovered: false,
         }
     }
 
@@ -157,6 +168,7 @@ impl Device {
             reason,
             idle_since: None,
             allocated,
+            discovered: true,
         }
     }
 
@@ -176,6 +188,7 @@ impl Device {
             since: self.since_for(Health::Unhealthy, now),
             idle_since: (!allocated).then(|| self.idle_since.unwrap_or(now)),
             allocated,
+            discovered: self.discovered,
         }
     }
 

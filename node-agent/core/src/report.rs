@@ -1,11 +1,15 @@
 //! What the agent tells: its slot of the node's object, conditions, readiness.
 
 use crds::conditions::{Desired, NodeCondition, NodeReason};
-use crds::node::{AgentReport, DeviceReport, REPORTED_DEVICES_MAX, ReportSummary, ResourceReport};
+use crds::node::{
+    AgentReport, DeviceReport, KubeletList, REPORTED_DEVICES_MAX, ReportSummary, ResourceReport,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::inventory::{Device, Inventory};
-use crate::seen::{ResourceSeen, Seen, Standing};
+use crate::preflight::preflight;
+use crate::role::Role;
+use crate::seen::{KubeletSeen, ResourceSeen, Seen, Standing};
 
 /// Longest texts and lists that the schema takes.
 const MESSAGE_MAX: usize = 1024;
@@ -70,9 +74,18 @@ fn resource_report(name: &str, seen: &ResourceSeen) -> ResourceReport {
         total: count(inventory.devices.len()),
         healthy: count(inventory.healthy()),
         allocated: count(inventory.allocated()),
-        missing_allocated: 0,
-        kubelet: None,
+        missing_allocated: count(inventory.missing_allocated()),
+        kubelet: seen.kubelet.map(kubelet_list),
         message: shortened(&resource_message(seen), MESSAGE_MAX),
+    }
+}
+
+fn kubelet_list(seen: KubeletSeen) -> KubeletList {
+    KubeletList {
+        devices: count(seen.devices),
+        matches: seen.matches,
+        since: Time(seen.since),
+        read_after_stream: seen.read_after_stream,
     }
 }
 
@@ -155,6 +168,8 @@ pub fn conditions(seen: &Seen) -> Vec<Desired> {
         device_manager_available(seen),
         registered(seen),
         devices_healthy(seen),
+        contested(seen),
+        phantom(seen),
     ]
 }
 
@@ -311,16 +326,69 @@ fn unhealthy_devices(inventory: &Inventory) -> String {
     listed(&unhealthy)
 }
 
-/// Whether the agent does all its work: the kubelet reads the list of every resource.
+fn contested(seen: &Seen) -> Desired {
+    let told: Vec<String> = seen
+        .resources
+        .iter()
+        .filter(|(_, resource)| !resource.contested.is_empty())
+        .map(|(name, resource)| format!("{name}: {}", resource.contested))
+        .collect();
+    let (reason, message) = if told.is_empty() {
+        let message = "nobody else registers our resources".to_owned();
+        (NodeReason::Uncontested, message)
+    } else {
+        (NodeReason::TakenOver, listed(&told))
+    };
+    desired(NodeCondition::Contested, reason, !told.is_empty(), &message)
+}
+
+fn phantom(seen: &Seen) -> Desired {
+    let told: Vec<String> = seen
+        .resources
+        .iter()
+        .filter(|(_, resource)| resource.phantom > 0)
+        .map(|(name, resource)| format!("{name}: {} devices", resource.phantom))
+        .collect();
+    let (reason, message) = if told.is_empty() {
+        let message = "the kubelet lists nothing that nobody serves".to_owned();
+        (NodeReason::NoPhantom, message)
+    } else {
+        let message = format!(
+            "the kubelet lists devices that no plugin serves ({}); only its restart removes them: \
+             restart the kubelet of this node when it suits",
+            listed(&told)
+        );
+        (NodeReason::StaleRegistration, message)
+    };
+    desired(
+        NodeCondition::PhantomResource,
+        reason,
+        !told.is_empty(),
+        &message,
+    )
+}
+
+/// Whether the agent does all its work: the kubelet reads the list of every resource, or it is known
+/// whether it could.
 ///
 /// # Errors
 /// What it waits for.
 pub fn readiness(seen: &Seen) -> Result<(), String> {
-    let waiting = not_registered(seen);
-    if waiting.is_empty() {
-        Ok(())
-    } else {
-        Err(waiting.join("\n"))
+    match seen.part.role {
+        Role::Active | Role::Kept => {
+            let waiting = not_registered(seen);
+            if waiting.is_empty() {
+                Ok(())
+            } else {
+                Err(waiting.join("\n"))
+            }
+        }
+        Role::Standby => match preflight(seen) {
+            Some(_) => Ok(()),
+            None => Err("standing by: the kubelet was not asked yet who holds devices".to_owned()),
+        },
+        Role::Leaving => Err("another revision serves from now on".to_owned()),
+        Role::Idle => Err("the node's object names other revisions than this agent's".to_owned()),
     }
 }
 
@@ -349,6 +417,7 @@ fn count(number: usize) -> i32 {
 mod tests {
     use super::*;
     use crate::discovery::Refusal;
+    use crate::seen::Part;
     use crds::node::Health;
     use jiff::Timestamp;
     use std::sync::Arc;
@@ -369,6 +438,7 @@ mod tests {
             since: at(7),
             idle_since: None,
             allocated,
+            discovered: true,
         }
     }
 
@@ -382,7 +452,7 @@ mod tests {
                 devices: devices.collect(),
                 ..Inventory::default()
             }),
-            discovery_error: String::new(),
+            ..ResourceSeen::default()
         }
     }
 
@@ -390,9 +460,14 @@ mod tests {
         let named = resources.into_iter().enumerate();
         Seen {
             kubelet_socket: true,
+            part: Part {
+                role: Role::Active,
+                holds: true,
+            },
             resources: named
                 .map(|(n, seen)| (format!("example.com/r{n}"), seen))
                 .collect(),
+            ..Seen::default()
         }
     }
 
@@ -554,6 +629,67 @@ mod tests {
             message.ends_with("example.com/r0: no device was found"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn who_takes_over_and_what_stays_is_named() {
+        let mut one = resource(Standing::Watching(at(1)), &[HEALTHY]);
+        let calm = seen(vec![one.clone()]);
+        assert_eq!(
+            (condition(&calm, 3).0, condition(&calm, 3).1),
+            (false, "Uncontested")
+        );
+        assert_eq!(
+            (condition(&calm, 4).0, condition(&calm, 4).1),
+            (false, "NoPhantom")
+        );
+        one.contested = "taken over by x.sock".to_owned();
+        one.phantom = 3;
+        let seen = seen(vec![one]);
+        let (status, reason, message) = condition(&seen, 3);
+        assert_eq!((status, reason), (true, "TakenOver"));
+        assert!(
+            message.contains("example.com/r0: taken over by x.sock"),
+            "{message}"
+        );
+        let (status, reason, message) = condition(&seen, 4);
+        assert_eq!((status, reason), (true, "StaleRegistration"));
+        assert!(
+            message.contains("example.com/r0: 3 devices")
+                && message.contains("restart the kubelet"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn the_kubelets_list_is_reported() {
+        let mut one = resource(Standing::Watching(at(1)), &[HEALTHY]);
+        one.kubelet = Some(KubeletSeen {
+            devices: 1,
+            matches: true,
+            since: at(9),
+            read_after_stream: true,
+        });
+        let report = report(&Identity::default(), &seen(vec![one]));
+        let list = report.resources[0].kubelet.clone().unwrap();
+        assert_eq!(
+            (list.devices, list.matches, list.read_after_stream),
+            (1, true, true)
+        );
+        assert_eq!(list.since, Time(at(9)));
+    }
+
+    #[test]
+    fn a_standby_is_ready_when_it_knows_whether_it_could_serve() {
+        let mut seen = seen(vec![resource(Standing::StandingBy, &[HEALTHY])]);
+        seen.part.role = Role::Standby;
+        assert!(readiness(&seen).is_err());
+        seen.pod_resources = Some(Err("no such file".to_owned()));
+        assert!(readiness(&seen).is_ok(), "also when it could not");
+        for role in [Role::Leaving, Role::Idle, Role::Active, Role::Kept] {
+            seen.part.role = role;
+            assert!(readiness(&seen).is_err(), "{role:?}");
+        }
     }
 
     #[test]

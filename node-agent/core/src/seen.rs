@@ -6,14 +6,39 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::inventory::Inventory;
+use crate::role::Role;
 
 /// Everything.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Seen {
     /// Whether the kubelet's socket is in the plugin directory.
     pub kubelet_socket: bool,
+    /// What the agent is on this node.
+    pub part: Part,
+    /// Whether the kubelet tells who holds devices, or why not; nothing until it was asked.
+    pub pod_resources: Option<Result<(), String>>,
+    /// Why locks cannot be taken on this host; empty otherwise.
+    pub lock_error: String,
     /// The config's resources by name.
     pub resources: BTreeMap<String, ResourceSeen>,
+}
+
+/// What the agent is on its node.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Part {
+    /// Its role.
+    pub role: Role,
+    /// Whether it holds the role lock and goes on holding it: it alone tells what is served here.
+    pub holds: bool,
+}
+
+impl Default for Part {
+    fn default() -> Self {
+        Self {
+            role: Role::Idle,
+            holds: false,
+        }
+    }
 }
 
 /// One resource.
@@ -27,6 +52,25 @@ pub struct ResourceSeen {
     pub inventory: Arc<Inventory>,
     /// Why its devices cannot be looked for at all; empty otherwise.
     pub discovery_error: String,
+    /// The kubelet's own list, once it was read after the stream opened.
+    pub kubelet: Option<KubeletSeen>,
+    /// Who takes the resource over again and again, in words; empty if nobody does.
+    pub contested: String,
+    /// How many devices the kubelet lists that nobody serves.
+    pub phantom: usize,
+}
+
+/// The kubelet's own list of a resource.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct KubeletSeen {
+    /// Devices in it.
+    pub devices: usize,
+    /// Whether they are the Healthy ones that were sent.
+    pub matches: bool,
+    /// Since when that is so, or is not so; in whole seconds.
+    pub since: Timestamp,
+    /// Whether it was read long enough after the stream opened.
+    pub read_after_stream: bool,
 }
 
 /// Where a registration stands, in words for users.
@@ -35,6 +79,8 @@ pub enum Standing {
     /// It is being prepared or is under way.
     #[default]
     Registering,
+    /// It is not this agent's turn.
+    StandingBy,
     /// The kubelet's socket is missing.
     AwaitingKubelet,
     /// Another process of this config still holds the resource's lock.
@@ -63,6 +109,7 @@ impl Standing {
     pub fn message(&self) -> String {
         match self {
             Self::Registering => "registration is under way".to_owned(),
+            Self::StandingBy => "this agent stands by".to_owned(),
             Self::AwaitingKubelet => "waiting for the kubelet's socket".to_owned(),
             Self::AwaitingLock => {
                 "waiting for the agent that served this resource until now to leave".to_owned()

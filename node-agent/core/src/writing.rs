@@ -3,14 +3,42 @@
 
 use std::time::Duration;
 
-/// Time between two writes while things keep changing. Half of it doubles what a flapping device
-/// costs the API server; twice as much makes users wait for what they watch.
-pub const WRITE_GAP: Duration = Duration::from_secs(10);
+/// How often may be written.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Rate {
+    /// Time between two writes while things keep changing.
+    pub gap: Duration,
+    /// So many writes may follow each other at once after a quiet time.
+    pub burst: u32,
+}
 
-/// So many writes may follow each other at once after a quiet time: a start, its registration and
-/// the first allocation. With one, a node would be told Ready ten seconds after it is; many more
-/// would let every restart of a fleet hit the API server several times over.
-pub const BURST: u32 = 3;
+/// For what people look at. Half of the gap doubles what a flapping device costs the API server;
+/// twice as much makes users wait for what they watch. The burst is a start, its registration and the
+/// first allocation: with one, a node would be told Ready ten seconds after it is; many more would
+/// let every restart of a fleet hit the API server several times over.
+pub const ORDINARY: Rate = Rate {
+    gap: Duration::from_secs(10),
+    burst: 3,
+};
+
+/// For what the operator decides by: a change of a node waits for it, and so do all nodes after it.
+/// It changes a handful of times in a hand-over; the limit is for an agent that the kubelet throws
+/// out again and again.
+pub const URGENT: Rate = Rate {
+    gap: Duration::from_secs(1),
+    burst: 8,
+};
+
+/// What a write would change.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum News {
+    /// Nothing.
+    None,
+    /// Something that people look at.
+    Ordinary,
+    /// Something that is decided by.
+    Urgent,
+}
 
 /// Whether to write.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -23,42 +51,54 @@ pub enum Decision {
     In(Duration),
 }
 
-/// What earlier writes leave for the next: a virtual schedule, one [`WRITE_GAP`] for each write,
-/// that writes may run ahead of by less than [`BURST`] gaps.
+/// The limits of an agent's writes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Rates {
+    /// For ordinary news.
+    pub ordinary: Rate,
+    /// For urgent news.
+    pub urgent: Rate,
+}
+
+impl Default for Rates {
+    fn default() -> Self {
+        Self {
+            ordinary: ORDINARY,
+            urgent: URGENT,
+        }
+    }
+}
+
+/// What earlier writes leave for the next: for each rate a virtual schedule, one gap for each write,
+/// that writes may run ahead of by less than its burst of gaps.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Meter {
-    scheduled: Duration,
+    ordinary: Duration,
+    urgent: Duration,
 }
 
 impl Meter {
     /// What is left after one more write.
-    pub fn after_write(self, now: Duration, gap: Duration) -> Self {
+    pub fn after_write(self, now: Duration, rates: &Rates) -> Self {
+        let after = |scheduled: Duration, rate: Rate| scheduled.max(now).saturating_add(rate.gap);
         Self {
-            scheduled: self.scheduled.max(now).saturating_add(gap),
+            ordinary: after(self.ordinary, rates.ordinary),
+            urgent: after(self.urgent, rates.urgent),
         }
     }
 
-    /// How long the next write has to wait.
-    fn wait(self, now: Duration, gap: Duration) -> Duration {
-        let ahead = gap.saturating_mul(BURST.saturating_sub(1));
-        self.scheduled.saturating_sub(ahead).saturating_sub(now)
-    }
-}
-
-/// Whether to write what is wanted over what is present.
-pub fn decision<T: PartialEq>(
-    present: Option<&T>,
-    wanted: &T,
-    meter: Meter,
-    now: Duration,
-    gap: Duration,
-) -> Decision {
-    if present == Some(wanted) {
-        return Decision::Nothing;
-    }
-    match meter.wait(now, gap) {
-        Duration::ZERO => Decision::Now,
-        wait => Decision::In(wait),
+    /// Whether to write the news now.
+    pub fn decision(self, news: News, now: Duration, rates: &Rates) -> Decision {
+        let (scheduled, rate) = match news {
+            News::None => return Decision::Nothing,
+            News::Ordinary => (self.ordinary, rates.ordinary),
+            News::Urgent => (self.urgent, rates.urgent),
+        };
+        let ahead = rate.gap.saturating_mul(rate.burst.saturating_sub(1));
+        match scheduled.saturating_sub(ahead).saturating_sub(now) {
+            Duration::ZERO => Decision::Now,
+            wait => Decision::In(wait),
+        }
     }
 }
 
@@ -71,21 +111,22 @@ mod tests {
     }
 
     /// Writes at these times, then asks.
-    fn after(writes: &[u64], now: u64) -> Decision {
+    fn after(writes: &[u64], now: u64, news: News) -> Decision {
+        let rates = Rates::default();
         let meter = writes.iter().fold(Meter::default(), |meter, at| {
-            meter.after_write(seconds(*at), WRITE_GAP)
+            meter.after_write(seconds(*at), &rates)
         });
-        decision(Some(&2), &1, meter, seconds(now), WRITE_GAP)
+        meter.decision(news, seconds(now), &rates)
     }
 
     #[test]
     fn the_same_is_never_written_again() {
-        let decided = decision(Some(&1), &1, Meter::default(), seconds(0), WRITE_GAP);
-        assert_eq!(decided, Decision::Nothing);
+        assert_eq!(after(&[], 0, News::None), Decision::Nothing);
     }
 
     #[test]
     fn a_start_is_told_at_once_and_what_keeps_changing_seldom() {
+        let after = |writes, now| after(writes, now, News::Ordinary);
         assert_eq!(after(&[], 0), Decision::Now);
         assert_eq!(after(&[100], 100), Decision::Now);
         assert_eq!(after(&[100, 101], 102), Decision::Now);
@@ -95,10 +136,19 @@ mod tests {
 
     #[test]
     fn quiet_time_earns_no_more_than_the_burst() {
+        let after = |writes, now| after(writes, now, News::Ordinary);
         assert_eq!(after(&[0, 1000, 1000], 1000), Decision::Now);
         assert_eq!(
             after(&[0, 1000, 1000, 1000], 1000),
             Decision::In(seconds(10))
         );
+    }
+
+    #[test]
+    fn what_is_decided_by_waits_for_nothing_but_a_storm() {
+        let after = |writes, now| after(writes, now, News::Urgent);
+        assert_eq!(after(&[100; 7], 100), Decision::Now);
+        assert_eq!(after(&[100; 8], 100), Decision::In(seconds(1)));
+        assert_eq!(after(&[100; 8], 101), Decision::Now);
     }
 }

@@ -185,7 +185,7 @@ async fn a_refused_call_makes_the_agent_look() {
     // Nothing else does: no event, no poll, and no word about who holds what.
     rig.settings.file_events = false;
     std::fs::remove_file(rig.settings.pod_resources_dir.join("kubelet.sock")).unwrap();
-    let state = r#"{"configUid":"uid-1","revision":"0","resources":["example.com/tty"]}"#;
+    let state = r#"{"configUid":"uid-1","revision":"0123456789","resources":["example.com/tty"]}"#;
     std::fs::write(rig.settings.state_dir.join("test"), state).unwrap();
     rig.plug("tty0");
     let slow = json!({

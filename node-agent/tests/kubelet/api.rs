@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use node_agent::ApiAccess;
-use node_agent_core::writing::BURST;
+use node_agent_core::writing::ORDINARY;
 use serde_json::{Value, json};
 
 use crate::fake_api::{FakeApi, Write};
@@ -17,7 +17,7 @@ fn rig(api: &FakeApi) -> Rig {
     let mut rig = Rig::new(Model::V1_37);
     let config = kube::Config::new(api.url().parse().unwrap());
     rig.api = Some(ApiAccess::Given(Box::new(config)));
-    rig.settings.timing.between_reports = Duration::from_millis(20);
+    rig.settings.timing.reports.ordinary.gap = Duration::from_millis(20);
     rig.settings.timing.api_retry.first = Duration::from_millis(5);
     rig.settings.timing.api_retry.limit = Duration::from_millis(20);
     rig.plug("tty0");
@@ -56,7 +56,7 @@ async fn the_report_is_applied_as_a_whole() {
     let active = &write.body["status"]["active"];
     assert_eq!(
         (&active["revision"], &active["podUID"]),
-        (&json!("0123456789"), &json!("pod-1"))
+        (&json!("0123456789"), &json!("pod-0123456789"))
     );
     assert_eq!(active["bootID"], "boot-1");
     assert_eq!(active["resources"][0]["name"], TTY);
@@ -81,7 +81,7 @@ async fn changes_are_written_but_not_each_of_them() {
     api.set_object(OBJECT, &json!({}));
     let mut rig = rig(&api);
     let gap = Duration::from_millis(300);
-    rig.settings.timing.between_reports = gap;
+    rig.settings.timing.reports.ordinary.gap = gap;
     rig.settings.timing.between_looks = Duration::ZERO;
     rig.settings.timing.between_messages = Duration::ZERO;
     let agent = rig.start();
@@ -110,7 +110,7 @@ async fn changes_are_written_but_not_each_of_them() {
         "SomeUnhealthy"
     );
     // A few at once, and then one in each gap.
-    for some in writes.windows(usize::try_from(BURST).unwrap() + 1) {
+    for some in writes.windows(usize::try_from(ORDINARY.burst).unwrap() + 1) {
         let apart = some.last().unwrap().at - some[0].at;
         assert!(apart > gap - Duration::from_millis(50), "{apart:?}");
     }
@@ -140,7 +140,7 @@ async fn what_is_there_already_is_not_written() {
     assert!(
         api.writes()
             .iter()
-            .all(|write| write.body["status"]["active"]["podUID"] == "pod-1")
+            .all(|write| write.body["status"]["active"]["podUID"] == "pod-0123456789")
     );
     agent.stop().await.unwrap();
 }

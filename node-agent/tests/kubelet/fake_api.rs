@@ -91,6 +91,11 @@ impl FakeApi {
 
     /// Makes the node's object, or changes its spec.
     pub fn set_object(&self, name: &str, spec: &Value) {
+        self.set_object_of(name, "uid-1", spec);
+    }
+
+    /// Makes the node's object for the config with a UID.
+    pub fn set_object_of(&self, name: &str, owner: &str, spec: &Value) {
         let mut object = self.shared.object.lock().unwrap();
         let kind = if object.is_none() {
             "ADDED"
@@ -109,13 +114,55 @@ impl FakeApi {
         let made = json!({
             "apiVersion": "deviceplugins.dev/v1alpha1",
             "kind": "DevicePluginNode",
-            "metadata": { "name": name, "generation": version(&object) + 1,
-                "resourceVersion": (version(&object) + 1).to_string() },
+            "metadata": { "name": name, "generation": version(&object) + 1, "uid": "object-1",
+                "resourceVersion": (version(&object) + 1).to_string(),
+                "ownerReferences": [{ "apiVersion": "deviceplugins.dev/v1alpha1",
+                    "kind": "DevicePluginConfig", "name": "test", "uid": owner, "controller": true }] },
             "spec": whole,
             "status": status,
         });
         *object = Some(made.clone());
         self.shared.tell(kind, &made);
+    }
+
+    /// Deletes the node's object.
+    pub fn delete_object(&self) {
+        let mut object = self.shared.object.lock().unwrap();
+        let mut gone = object.take().unwrap();
+        let next = version(&Some(gone.clone())) + 1;
+        gone["metadata"]["resourceVersion"] = json!(next.to_string());
+        self.shared.tell("DELETED", &gone);
+    }
+
+    /// The status now.
+    pub fn status(&self) -> Value {
+        let object = self.shared.object.lock().unwrap();
+        object.as_ref().map_or(Value::Null, |o| o["status"].clone())
+    }
+
+    /// Waits until the status is like this.
+    pub async fn until_status(&self, what: &str, is: impl Fn(&Value) -> bool) -> Value {
+        let wait = async {
+            let mut turn = tokio::time::interval(std::time::Duration::from_millis(2));
+            while !is(&self.status()) {
+                turn.tick().await;
+            }
+        };
+        let waited = tokio::time::timeout(DEADLINE, wait).await;
+        assert!(
+            waited.is_ok(),
+            "not within {DEADLINE:?}: {what}; {:#}",
+            self.status()
+        );
+        self.status()
+    }
+
+    /// Answers nobody from now on, and ends all watches.
+    pub fn go_away(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.abort();
+        }
+        let _watchers = self.shared.events.send(Value::Null);
     }
 
     /// Changes the status as somebody else would.
@@ -201,7 +248,7 @@ async fn list(State(shared): State<Shared>, RawQuery(query): RawQuery) -> Respon
     let stream = futures::stream::unfold((missed, events), |(missed, mut events)| async move {
         let event = match missed {
             Some(missed) => missed,
-            None => events.recv().await.ok()?,
+            None => events.recv().await.ok().filter(|event| !event.is_null())?,
         };
         Some((
             Ok::<_, std::io::Error>(Bytes::from(format!("{event}\n"))),
@@ -231,14 +278,44 @@ async fn write(
         });
         return (StatusCode::NOT_FOUND, status.to_string()).into_response();
     };
-    present["status"] = body["status"].clone();
+    let query = query.unwrap_or_default();
+    let expected = &body["metadata"]["resourceVersion"];
+    if !expected.is_null() && *expected != present["metadata"]["resourceVersion"] {
+        let status = json!({
+            "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Conflict", "code": 409,
+        });
+        return (StatusCode::CONFLICT, status.to_string()).into_response();
+    }
+    // Each manager owns its fields: what it leaves out is removed.
+    let owned: &[&str] = if query.contains("fieldManager=agent-active") {
+        &["active", "conditions"]
+    } else {
+        &["standby"]
+    };
+    for field in body["status"].as_object().unwrap().keys() {
+        assert!(
+            owned.contains(&field.as_str()),
+            "{field} is another manager's: {query}"
+        );
+    }
+    if !present["status"].is_object() {
+        present["status"] = json!({});
+    }
+    for field in owned {
+        match body["status"].get(field) {
+            Some(value) => present["status"][*field] = value.clone(),
+            None => {
+                present["status"].as_object_mut().unwrap().remove(*field);
+            }
+        }
+    }
     present["metadata"]["resourceVersion"] = json!(next.to_string());
     let present = present.clone();
     shared.tell("MODIFIED", &present);
     let content_type = headers[header::CONTENT_TYPE].to_str().unwrap().to_owned();
     let write = Write {
         name,
-        query: query.unwrap_or_default(),
+        query,
         content_type,
         body,
         at: Instant::now(),

@@ -1,6 +1,6 @@
 //! The registration side of a kubelet's device manager, and its client of the plugins.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -72,6 +72,21 @@ pub struct Knowledge {
     pub calls: Vec<Registered>,
     /// Connected resources and those that were.
     pub resources: BTreeMap<String, Resource>,
+    /// Registrations of a resource that came while a stream of it was open.
+    pub overlaps: Vec<String>,
+    /// When streams opened and ended, in order.
+    pub streams: Vec<Stream>,
+}
+
+/// A stream opened or ended.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    /// The resource.
+    pub resource: String,
+    /// Whether it opened.
+    pub opened: bool,
+    /// When.
+    pub at: Instant,
 }
 
 impl Knowledge {
@@ -92,6 +107,29 @@ impl Knowledge {
         known.is_some_and(|known| !known.endpoint.is_empty() && !known.messages.is_empty())
     }
 
+    /// The healthy devices of each resource: what the pod-resources socket lists.
+    pub fn allocatable(&self) -> BTreeMap<String, Vec<String>> {
+        let healthy = |known: &Resource| {
+            let devices = known.devices.iter();
+            let healthy = devices.filter(|(_, health)| *health == "Healthy");
+            healthy.map(|(id, _)| id.clone()).collect()
+        };
+        let resources = self.resources.iter();
+        resources
+            .map(|(name, known)| (name.clone(), healthy(known)))
+            .collect()
+    }
+
+    /// The gaps of a resource: from the end of its last stream to the opening of the next.
+    pub fn gaps(&self, resource: &str) -> Vec<Duration> {
+        let of = |stream: &&Stream| stream.resource == resource;
+        let streams: Vec<&Stream> = self.streams.iter().filter(of).collect();
+        let gaps = streams
+            .windows(2)
+            .filter(|pair| !pair[0].opened && pair[1].opened);
+        gaps.map(|pair| pair[1].at - pair[0].at).collect()
+    }
+
     /// The sockets of a resource's registrations, in order.
     pub fn endpoints(&self, resource: &str) -> Vec<&str> {
         let calls = self
@@ -109,6 +147,10 @@ struct Shared {
     scripts: Arc<Mutex<VecDeque<Script>>>,
     knowledge: Arc<watch::Sender<Knowledge>>,
     streams: Arc<Mutex<BTreeMap<(String, String), AbortHandle>>>,
+    /// How long it takes to notice that a stream has ended.
+    slowness: Arc<Mutex<Duration>>,
+    /// Resources whose last plugin it will never miss.
+    phantoms: Arc<Mutex<BTreeSet<String>>>,
 }
 
 /// A kubelet.
@@ -126,6 +168,8 @@ impl FakeKubelet {
             scripts: Arc::default(),
             knowledge: Arc::new(watch::Sender::new(Knowledge::default())),
             streams: Arc::default(),
+            slowness: Arc::default(),
+            phantoms: Arc::default(),
         };
         Self {
             shared,
@@ -146,6 +190,7 @@ impl FakeKubelet {
             server.abort();
         }
         self.end_streams();
+        self.shared.phantoms.lock().unwrap().clear();
         self.shared
             .knowledge
             .send_modify(|known| known.resources.clear());
@@ -213,6 +258,28 @@ impl FakeKubelet {
     /// How many streams are open.
     pub fn open_streams(&self) -> usize {
         self.shared.streams.lock().unwrap().len()
+    }
+
+    /// How long it takes from now on to notice that a stream has ended.
+    pub fn slow_down(&self, slowness: Duration) {
+        *self.shared.slowness.lock().unwrap() = slowness;
+    }
+
+    /// A surge of another plugin with one socket name left its devices behind: the kubelet lists them
+    /// with no plugin at all, until it restarts.
+    pub fn haunt(&self, resource: &str, ids: &[&str]) {
+        let shared = &self.shared;
+        shared.phantoms.lock().unwrap().insert(resource.to_owned());
+        shared.knowledge.send_modify(|known| {
+            let known = known.resources.entry(resource.to_owned()).or_default();
+            let healthy = |id: &&str| ((*id).to_owned(), "Healthy".to_owned());
+            known.devices = ids.iter().map(healthy).collect();
+        });
+    }
+
+    /// Everything it knows, now and later.
+    pub fn subscribe(&self) -> watch::Receiver<Knowledge> {
+        self.shared.knowledge.subscribe()
     }
 
     /// What it knows now.
@@ -322,13 +389,19 @@ impl Registration for Shared {
 }
 
 impl Shared {
+    /// The devices of an older instance stay until the first message of the new one.
     fn connect(&self, resource: &str, endpoint: &str) {
+        let overlaps = {
+            let streams = self.streams.lock().unwrap();
+            streams.keys().any(|(of, _)| of == resource)
+        };
         self.knowledge.send_modify(|known| {
-            let fresh = Resource {
-                endpoint: endpoint.to_owned(),
-                ..Resource::default()
-            };
-            known.resources.insert(resource.to_owned(), fresh);
+            let known = known.resources.entry(resource.to_owned()).or_default();
+            known.endpoint = endpoint.to_owned();
+            known.messages.clear();
+        });
+        self.knowledge.send_modify(|known| {
+            known.overlaps.extend(overlaps.then(|| endpoint.to_owned()));
         });
     }
 
@@ -342,6 +415,7 @@ impl Shared {
             return;
         };
         let mut stream = stream.into_inner();
+        self.tell(&key.0, true);
         while let Ok(Some(message)) = stream.message().await {
             self.knowledge.send_modify(|known| {
                 // The last message wins, whoever sent it.
@@ -354,6 +428,19 @@ impl Shared {
                     .collect();
             });
         }
+        self.tell(&key.0, false);
+        let slowness = *self.slowness.lock().unwrap();
+        tokio::time::sleep(slowness).await;
+    }
+
+    fn tell(&self, resource: &str, opened: bool) {
+        let stream = Stream {
+            resource: resource.to_owned(),
+            opened,
+            at: Instant::now(),
+        };
+        self.knowledge
+            .send_modify(|known| known.streams.push(stream));
     }
 }
 
@@ -373,6 +460,19 @@ impl Drop for EndOfStream {
                 return;
             };
             let regression = self.shared.model == Model::V1_36;
+            if !regression && known.endpoint == *endpoint {
+                // An arbitrary other one is promoted, and the devices stay as they are.
+                let mut others = streams.keys().filter(|(of, _)| of == resource);
+                let phantom = self.shared.phantoms.lock().unwrap().contains(resource);
+                if let Some((_, other)) = others.next() {
+                    known.endpoint.clone_from(other);
+                    return;
+                }
+                if phantom {
+                    known.endpoint.clear();
+                    return;
+                }
+            }
             if regression || known.endpoint == *endpoint {
                 current = Some(std::mem::take(&mut known.endpoint));
                 known.devices.clear();

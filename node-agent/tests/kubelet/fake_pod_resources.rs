@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::fake_kubelet::{FakeKubelet, Knowledge};
 use proto::podresources::pod_resources_lister_server::{
     PodResourcesLister, PodResourcesListerServer,
 };
@@ -23,7 +24,7 @@ use tonic::{Request, Response, Status};
 pub struct Answers {
     /// Ids that containers hold, by resource.
     pub held: BTreeMap<String, Vec<String>>,
-    /// Healthy ids of the kubelet, by resource.
+    /// What is listed as healthy ids of a resource in place of what the kubelet knows.
     pub allocatable: BTreeMap<String, Vec<String>>,
     /// Whether every request is over the limit.
     pub exhausted: bool,
@@ -37,14 +38,16 @@ pub struct Answers {
 #[derive(Clone)]
 pub struct FakePodResources {
     answers: Arc<watch::Sender<Answers>>,
+    kubelet: watch::Receiver<Knowledge>,
 }
 
 impl FakePodResources {
     /// Serves in a directory as long as the test runs.
-    pub fn start(directory: &Path) -> Self {
+    pub fn start(directory: &Path, kubelet: &FakeKubelet) -> Self {
         std::fs::create_dir_all(directory).unwrap();
         let fake = Self {
             answers: Arc::new(watch::Sender::new(Answers::default())),
+            kubelet: kubelet.subscribe(),
         };
         let listener = UnixListener::bind(directory.join("kubelet.sock")).unwrap();
         let service = PodResourcesListerServer::new(fake.clone());
@@ -118,7 +121,9 @@ impl PodResourcesLister for FakePodResources {
         _request: Request<AllocatableResourcesRequest>,
     ) -> Result<Response<AllocatableResourcesResponse>, Status> {
         self.answers.send_modify(|answers| answers.readings += 1);
-        let devices = devices(&self.now().allocatable);
+        let mut allocatable = self.kubelet.borrow().allocatable();
+        allocatable.extend(self.now().allocatable);
+        let devices = devices(&allocatable);
         Ok(Response::new(AllocatableResourcesResponse {
             devices,
             ..Default::default()

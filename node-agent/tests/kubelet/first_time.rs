@@ -13,7 +13,8 @@ fn remember(rig: &Rig, state: &str) {
     fs::write(rig.settings.state_dir.join("test"), state).unwrap();
 }
 
-const SERVED: &str = r#"{"configUid":"uid-1","revision":"0","resources":["example.com/tty"]}"#;
+const SERVED: &str =
+    r#"{"configUid":"uid-1","revision":"0123456789","resources":["example.com/tty"]}"#;
 
 #[tokio::test]
 async fn the_kubelets_list_is_read_twice() {
@@ -102,7 +103,7 @@ async fn a_list_that_cannot_be_read_is_waited_for() {
     until("told", told).await;
     assert!(rig.kubelet.known().calls.is_empty());
     let fresh = rig.home.path().join("fresh");
-    let _serving = crate::fake_pod_resources::FakePodResources::start(&fresh);
+    let _serving = crate::fake_pod_resources::FakePodResources::start(&fresh, &rig.kubelet);
     fs::rename(
         fresh.join("kubelet.sock"),
         rig.settings.pod_resources_dir.join("kubelet.sock"),

@@ -15,6 +15,7 @@ mod fake_api;
 mod fake_kubelet;
 mod fake_pod_resources;
 mod first_time;
+mod hand_over;
 mod process;
 mod registration;
 mod restart;

@@ -25,7 +25,8 @@ impl Process {
         let file = rig.home.path().join("agent.json");
         fs::write(&file, serde_json::to_vec(&config(&[tty()])).unwrap()).unwrap();
         // It served before: a process has the patience of a real one.
-        let state = r#"{"configUid":"uid-1","revision":"0","resources":["example.com/tty"]}"#;
+        let state =
+            r#"{"configUid":"uid-1","revision":"0123456789","resources":["example.com/tty"]}"#;
         fs::write(rig.settings.state_dir.join("test"), state).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_device-plugin-agent"));
         command

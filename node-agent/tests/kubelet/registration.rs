@@ -86,7 +86,7 @@ async fn a_kubelet_that_comes_later_is_waited_for() {
 async fn a_socket_that_refuses_is_tried_again_more_and_more_slowly() {
     let rig = Rig::without_kubelet(Model::V1_37);
     // It served before: no reading of the kubelet's list comes first.
-    let state = r#"{"configUid":"uid-1","revision":"0","resources":["example.com/tty"]}"#;
+    let state = r#"{"configUid":"uid-1","revision":"0123456789","resources":["example.com/tty"]}"#;
     fs::write(rig.settings.state_dir.join("test"), state).unwrap();
     // A stale socket: bound, and nobody listens any more.
     drop(StaleListener::bind(rig.kubelet.socket()).unwrap());
@@ -323,7 +323,8 @@ async fn a_stop_waits_for_nobody() {
     let _mute = StaleListener::bind(rig.kubelet.socket()).unwrap();
     // One resource is new here, the other is not.
     let known = "example.com/known";
-    let state = format!(r#"{{"configUid":"uid-1","revision":"0","resources":["{known}"]}}"#);
+    let state =
+        format!(r#"{{"configUid":"uid-1","revision":"0123456789","resources":["{known}"]}}"#);
     fs::write(rig.settings.state_dir.join("test"), state).unwrap();
     let agent = rig.start_with(config(&[tty(), simulated(known, 1)]));
     until("registering", || rig.plugin_sockets().len() == 1).await;
@@ -347,6 +348,7 @@ async fn the_fake_kubelet_has_both_models() {
         settings.lock_dir = rig.home.path().join("locks-2");
         let first = rig.start();
         rig.kubelet.until_healths(TTY, &["Healthy"]).await;
+        rig.until_remembered(TTY).await;
         let second = Rig {
             settings,
             ..rig_of(&rig)

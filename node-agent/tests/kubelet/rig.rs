@@ -11,10 +11,12 @@ use node_agent::metrics::Metrics;
 use node_agent::settings::Settings;
 use node_agent::{Agent, ApiAccess, run};
 use node_agent_core::report::Identity;
+use node_agent_core::role::InitialRole;
 use prometheus_client::registry::Registry;
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::fake_kubelet::{DEADLINE, FakeKubelet, Model};
@@ -22,6 +24,9 @@ use crate::fake_pod_resources::FakePodResources;
 
 /// The resource of most tests.
 pub const TTY: &str = "example.com/tty";
+
+/// The revision of most tests.
+pub const REVISION: &str = "0123456789";
 
 /// A node.
 pub struct Rig {
@@ -44,6 +49,7 @@ pub struct Running {
     pub readiness: Readiness,
     registry: Registry,
     task: JoinHandle<anyhow::Result<()>>,
+    kill: Option<oneshot::Sender<()>>,
 }
 
 impl Rig {
@@ -76,9 +82,10 @@ impl Rig {
         timing.first_time.after_kubelet_start = Duration::from_millis(4);
         timing.first_time.look_again = Duration::from_millis(10);
         timing.after_allocate = Duration::from_millis(10);
+        let kubelet = FakeKubelet::stopped(&settings.plugin_dir, model);
         Self {
-            kubelet: FakeKubelet::stopped(&settings.plugin_dir, model),
-            pod_resources: FakePodResources::start(&settings.pod_resources_dir),
+            pod_resources: FakePodResources::start(&settings.pod_resources_dir, &kubelet),
+            kubelet,
             settings,
             home,
             api: None,
@@ -119,6 +126,52 @@ impl Rig {
 
     /// Starts an agent.
     pub fn start_with(&self, config: AgentConfig) -> Running {
+        self.start_as(config, InitialRole::Active)
+    }
+
+    /// Starts an agent with an initial role. Its pod is named after its revision.
+    pub fn start_as(&self, config: AgentConfig, initial: InitialRole) -> Running {
+        let (agent, mut running) = self.prepared(config, initial);
+        running.task = tokio::spawn(run(agent, running.stop.clone()));
+        running
+    }
+
+    /// Starts an agent that can be killed: it has a thread and a runtime of its own, and with them
+    /// ends everything that it does.
+    pub fn start_mortal(&self, revision: &str, initial: InitialRole) -> Running {
+        let config = AgentConfig {
+            revision: revision.to_owned(),
+            ..config(&[tty()])
+        };
+        let (agent, mut running) = self.prepared(config, initial);
+        let (kill, killed) = oneshot::channel();
+        let stop = running.stop.clone();
+        running.kill = Some(kill);
+        running.task = tokio::task::spawn_blocking(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            let ended = runtime.block_on(async {
+                tokio::select! {
+                    ended = run(agent, stop) => ended,
+                    _killed = killed => Ok(()),
+                }
+            });
+            runtime.shutdown_background();
+            ended
+        });
+        running
+    }
+
+    /// Waits until the host remembers that a resource was served.
+    pub async fn until_remembered(&self, text: &str) {
+        let path = self.settings.state_dir.join("test");
+        let remembered = || fs::read_to_string(&path).is_ok_and(|state| state.contains(text));
+        until("remembered", remembered).await;
+    }
+
+    fn prepared(&self, config: AgentConfig, initial: InitialRole) -> (Agent, Running) {
         let (stop, readiness) = (Stop::default(), Readiness::new("starting"));
         let (metrics, mut registry) = (Metrics::default(), Registry::default());
         metrics.register(&mut registry, &config.revision);
@@ -126,24 +179,26 @@ impl Rig {
             settings: self.settings.clone(),
             identity: Identity {
                 revision: config.revision.clone(),
-                pod_uid: "pod-1".to_owned(),
+                pod_uid: format!("pod-{}", config.revision),
                 agent_version: "test".to_owned(),
                 boot_id: "boot-1".to_owned(),
             },
             config,
             node: "n1".to_owned(),
+            initial,
             api: self.api.clone(),
             metrics,
             readiness: readiness.clone(),
             logs: None,
         };
-        let task = tokio::spawn(run(agent, stop.clone()));
-        Running {
+        let running = Running {
             stop,
             readiness,
             registry,
-            task,
-        }
+            task: tokio::spawn(std::future::pending()),
+            kill: None,
+        };
+        (agent, running)
     }
 
     /// Sockets in the plugin directory beside the kubelet's.
@@ -160,6 +215,12 @@ impl Running {
     pub async fn stop(self) -> anyhow::Result<()> {
         self.stop.request();
         self.ended().await
+    }
+
+    /// Kills it: nothing is closed in order.
+    pub async fn kill(mut self) {
+        self.kill.take().unwrap().send(()).unwrap();
+        self.ended().await.unwrap();
     }
 
     /// Waits for its end.
@@ -220,7 +281,7 @@ pub fn config(resources: &[Value]) -> AgentConfig {
     serde_json::from_value(json!({
         "config": "test",
         "configUid": "uid-1",
-        "revision": "0123456789",
+        "revision": REVISION,
         "resources": resources,
     }))
     .unwrap()
