@@ -3,6 +3,7 @@
 mod change;
 mod devices;
 mod faults;
+mod fences;
 mod handover;
 mod install;
 mod refusals;
@@ -112,6 +113,14 @@ pub const ALL: &[(&str, Story)] = &[
     (
         "hand_overs_are_measured",
         handover::hand_overs_are_measured,
+    ),
+    (
+        "agents_token_is_good_for_its_own_status_only",
+        fences::agents_token_is_good_for_its_own_status_only,
+    ),
+    (
+        "hand_edited_label_is_refused_and_without_the_policy_repaired",
+        fences::hand_edited_label_is_refused_and_without_the_policy_repaired,
     ),
     (
         "uninstall_is_refused_while_configs_exist",
