@@ -66,6 +66,9 @@ pub fn install_chart(cluster: &Cluster, settings: &[&str]) -> Result<String> {
         "image.registry=localhost",
         "--set",
         "image.pullPolicy=Never",
+        // As the local cluster's kubelets are configured.
+        "--set",
+        "nodeStatusPeriodSeconds=1",
     ];
     for setting in settings {
         arguments.extend(["--set", setting]);

@@ -8,6 +8,9 @@ use crate::lineage::Stable;
 use crate::scope::{Member, Membership, Scope};
 use crate::standing::{Standing, standing};
 
+/// What is said of a node that serves and is not at the target yet.
+const WAITS: &str = "serves what it served before, until its turn comes";
+
 /// Nodes with what is said about each, by where they stand.
 pub type Told<'a> = Vec<(&'a str, String)>;
 
@@ -99,6 +102,7 @@ impl<'a> Tally<'a> {
                     self.counts.updated += 1;
                 } else {
                     self.counts.pending += 1;
+                    self.pending.push((name, WAITS.to_owned()));
                 }
             }
             Standing::Pending(text) => {
