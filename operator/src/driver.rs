@@ -96,13 +96,16 @@ pub async fn run(client: Client, flags: RunFlags, stop: Stop) -> anyhow::Result<
         metrics,
         readiness,
     };
+    let mut work = std::pin::pin!(operator.run(&stop));
     tokio::select! {
-        worked = operator.run(&stop) => worked?,
+        worked = &mut work => worked?,
         served = &mut server => {
             served
                 .context("failed to serve")?
                 .with_context(|| format!("failed to listen on {address}"))?;
             anyhow::ensure!(stop.is_requested(), "the endpoint on {address} ended");
+            // The endpoint stops at once, the election only when the lease is released.
+            work.await?;
         }
     }
     tracing::info!("stopped");

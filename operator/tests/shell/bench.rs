@@ -62,7 +62,7 @@ pub const TIMING: Timing = Timing {
     retry: Duration::from_millis(200),
 };
 
-fn flags(pod: &str, rate: u32) -> RunFlags {
+pub fn flags(pod: &str, rate: u32) -> RunFlags {
     RunFlags {
         namespace: "dps".to_owned(),
         pod_name: pod.to_owned(),

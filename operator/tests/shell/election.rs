@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use daemon::Stop;
+use operator::driver;
 use operator::lease::decision::Timing;
 use operator_core::plan::plan;
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, Operator, TIMING, eventually};
+use crate::bench::{Bench, Operator, TIMING, eventually, flags};
 use crate::server::Cluster;
 
 const LEASES: &str = "leases";
@@ -73,6 +75,22 @@ async fn one_of_two_operators_acts_and_hands_over_when_it_stops() {
     assert!(stopped.elapsed() < TIMING.lease, "{:?}", stopped.elapsed());
     assert_eq!(holder(&bench).1, 1, "the Lease has changed hands");
     serve_one_config(&bench, "kvm").await;
+}
+
+#[tokio::test]
+async fn a_process_that_is_told_to_stop_releases_the_lease() {
+    let bench = Bench::prepared().await;
+    let stop = Stop::default();
+    let process = tokio::spawn(driver::run(
+        bench.client.clone(),
+        flags("operator-a", 1_000),
+        stop.clone(),
+    ));
+    let leads = |cluster: &Cluster| !cluster.holder().0.is_empty();
+    bench.server.until("a leader", leads).await;
+    stop.request();
+    process.await.unwrap().unwrap();
+    assert_eq!(holder(&bench), (String::new(), 0));
 }
 
 #[tokio::test]
