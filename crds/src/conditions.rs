@@ -90,6 +90,8 @@ words! {
         NodesUnreachable,
         /// Some selected nodes do not serve the target revision yet.
         NodesNotReady,
+        /// Some nodes were left out of a change, because the new agent could not run there.
+        NodesSkipped,
         /// Something else serves one of the resources on some nodes.
         ForeignPlugin,
         /// A resource has no device on any node.

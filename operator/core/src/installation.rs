@@ -80,7 +80,7 @@ fn create(scope: &Scope<'_>, revision: &str, content: &RevisionContent, promoted
 
 /// A number that none of the config's revisions has had, neither when it was made nor when it was
 /// promoted.
-pub fn next_number(scope: &Scope<'_>) -> u64 {
+fn next_number(scope: &Scope<'_>) -> u64 {
     let numbers = scope.revisions.values().flat_map(|one| {
         let made = u64::try_from(one.number).unwrap_or_default();
         [made, one.promoted.unwrap_or_default()]
@@ -148,7 +148,12 @@ fn standing(scope: &Scope<'_>, stable: &SeenRevision) -> Vec<Write> {
 
 /// Marks a revision as the one that nodes run from now on.
 pub fn promote(scope: &Scope<'_>, revision: &SeenRevision) -> Write {
-    let number = next_number(scope).to_string();
+    let promoted = scope.revisions.values().filter_map(|one| one.promoted);
+    let number = promoted
+        .max()
+        .unwrap_or_default()
+        .saturating_add(1)
+        .to_string();
     Write::AnnotateRevision {
         on: revision.id.clone(),
         annotations: [(PROMOTED_ANNOTATION.to_owned(), number)].into(),

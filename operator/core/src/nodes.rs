@@ -149,7 +149,8 @@ impl<'a> Wanted<'a> {
             active: from,
             standby: Some(to),
             baseline: None,
-            outcome: present.clone(),
+            // How an earlier change ended says nothing about this one.
+            outcome: None,
             pinned: from,
             staged: Some(to),
         };
@@ -157,7 +158,7 @@ impl<'a> Wanted<'a> {
             active: to,
             standby: Some(from),
             baseline,
-            outcome: present.clone(),
+            outcome: None,
             pinned: from,
             staged: Some(to),
         };
@@ -171,7 +172,7 @@ impl<'a> Wanted<'a> {
                 Self {
                     standby: kept.standby.filter(|_| !is_labelled),
                     baseline: kept.baseline.filter(|_| !is_labelled),
-                    outcome: kept.outcome.filter(|_| !is_labelled),
+                    outcome: None,
                     active: to,
                     pinned: to,
                     staged: None,

@@ -32,7 +32,7 @@ use crate::action::{Kind, Write};
 use crate::audit::audit;
 use crate::ledger::SeenLedger;
 use crate::plan::{Plan, plan};
-use crate::seen::{Identity, SeenDaemonSet, SeenNode, SeenPod, SeenRevision};
+use crate::seen::{Identity, SeenDaemonSet, SeenNode, SeenPod, SeenRevision, Trouble};
 use crate::settings::Settings;
 use crate::snapshot::Snapshot;
 
@@ -57,6 +57,8 @@ pub struct World {
     versions: u64,
     /// Nodes whose agents do nothing.
     pub silent: Vec<String>,
+    /// Nodes that cannot pull the image of a revision.
+    pub cannot_pull: Vec<(String, String)>,
     /// Revisions whose agents never register.
     pub deaf: Vec<String>,
     /// Revisions whose agents register, and the kubelet does not list what they send.
@@ -80,6 +82,7 @@ impl World {
             seen: Snapshot::empty(Arc::new(settings), noon),
             versions: 0,
             silent: Vec::new(),
+            cannot_pull: Vec::new(),
             deaf: Vec::new(),
             unheard: Vec::new(),
             healthy: BTreeMap::new(),
@@ -504,6 +507,14 @@ impl World {
                     continue;
                 }
                 let labels = &set.template["metadata"]["labels"];
+                let cannot = |(on, revision): &(String, String)| {
+                    *on == node.id.name && *revision == set.revision
+                };
+                let trouble = self.cannot_pull.iter().any(cannot).then(|| Trouble {
+                    reason: "ImagePullBackOff".to_owned(),
+                    message: "not found".to_owned(),
+                    fatal: true,
+                });
                 let pod = SeenPod {
                     id: self.identity(&name),
                     config: labels[CONFIG_LABEL].as_str().unwrap().to_owned(),
@@ -512,6 +523,7 @@ impl World {
                     node: node.id.name.clone(),
                     phase: "Pending".to_owned(),
                     created: Some(self.seen.now),
+                    trouble,
                     ..SeenPod::default()
                 };
                 self.seen.pods.insert(name, Arc::new(pod));

@@ -182,6 +182,12 @@ impl<'a> Scope<'a> {
             let baseline = spec.and_then(|spec| spec.baseline.as_ref());
             named.extend(baseline.map(|baseline| baseline.revision.as_str()));
         }
+        // Objects of nodes that are gone still name what they ran, until they are gone themselves.
+        named.extend(
+            self.stale_objects
+                .iter()
+                .map(|one| one.spec.active.as_str()),
+        );
         let can_run = |revision: &&str| self.revisions.contains_key(revision);
         named.into_iter().filter(can_run).collect()
     }

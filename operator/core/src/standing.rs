@@ -25,7 +25,9 @@ pub enum Standing {
     RolledBack(String),
     /// Its agent fails; how, in words.
     Failed(String),
-    /// It was left out; why, in words.
+    /// Something else serves a resource there.
+    Foreign(String),
+    /// It was left out of the change to the target; why, in words.
     Skipped(String),
     /// Kubernetes does not reach it.
     Unreachable(String),
@@ -113,7 +115,7 @@ fn of_agent<'a>(scope: &Scope<'_>, member: &Member<'a>) -> (Standing, Option<&'a
     let report = report.filter(|report| report.pod_uid == pod.id.uid);
     let name = &pod.id.name;
     if let Some(foreign) = report.and_then(|_| foreign_plugin(object)) {
-        return (Standing::Skipped(foreign), None);
+        return (Standing::Foreign(foreign), None);
     }
     if let Some(trouble) = &pod.trouble {
         let message = cut(&trouble.message, FOREIGN_TEXT_MAX);

@@ -313,3 +313,55 @@ fn a_later_leader_is_obeyed() {
     world.roll();
     assert_eq!(world.counts("fuse")[1], 1);
 }
+
+#[test]
+fn a_node_that_cannot_pull_is_left_out_and_tried_again_now_and_then() {
+    let mut world = World::with_fuse(&["n1", "n2", "n3", "n4"]);
+    world.settle();
+    let old = stable(&world);
+    let new = change(&mut world, "fuse");
+    world.roll_until(|world| world.counts("fuse")[1] == 1);
+    let left: Vec<_> = ["n1", "n2", "n3", "n4"]
+        .into_iter()
+        .filter(|node| world.seen.node_objects[&format!("fuse.{node}")].spec.active == old)
+        .collect();
+    // One of those that are left, unless it has its pod already.
+    let is_staged = |node: &&str| {
+        let mut pods = world.seen.pods.values();
+        !pods.any(|pod| pod.node == **node && pod.revision == new)
+    };
+    let node = left.into_iter().find(is_staged).unwrap().to_owned();
+    world.cannot_pull.push((node.clone(), new.clone()));
+    world.roll_until(|world| world.counts("fuse")[5] == 1);
+    assert_eq!(world.condition("fuse", "Degraded").reason, "NodesSkipped");
+    assert_eq!(stable(&world), new, "the others have proven it");
+    let name = format!("fuse.{node}");
+    let skipped_at = |world: &World| {
+        let outcome = world.seen.node_objects[&name].spec.outcome.clone();
+        outcome.map(|outcome| outcome.at.0)
+    };
+    let first = skipped_at(&world).unwrap();
+    world.roll_until(|world| skipped_at(world).is_some_and(|at| at > first));
+    let second = skipped_at(&world).unwrap();
+    assert!(
+        second.duration_since(first).as_secs() >= 1_200,
+        "ten minutes of rest and ten of trying: {first} {second}"
+    );
+    assert_eq!(world.claims(), Vec::<String>::new(), "it rests again");
+    world.cannot_pull.clear();
+    world.roll_until(|world| world.counts("fuse")[1] == 4);
+}
+
+#[test]
+fn a_node_that_goes_takes_its_revision_with_it_one_step_later() {
+    let mut world = World::with_fuse(&["n1"]);
+    world.settle();
+    change(&mut world, "fuse");
+    world.roll_until(|world| world.claims() == ["n1 Soaking"]);
+    change(&mut world, "fuse");
+    world.roll_until(|world| world.claims() == ["n1 Switching"] || world.claims().is_empty());
+    world.seen.nodes.clear();
+    world.seen.pods.clear();
+    world.settle();
+    assert_eq!(world.claims(), Vec::<String>::new());
+}

@@ -35,7 +35,9 @@ pub struct Tally<'a> {
     pub rolled_back: Told<'a>,
     /// Nodes whose agent fails.
     pub failed: Told<'a>,
-    /// Nodes that were left out.
+    /// Nodes where something else serves a resource.
+    pub foreign: Told<'a>,
+    /// Nodes that were left out of the change to the target.
     pub skipped: Told<'a>,
     /// Nodes that nobody reaches.
     pub unreachable: Told<'a>,
@@ -120,6 +122,10 @@ impl<'a> Tally<'a> {
             Standing::Failed(text) => {
                 self.counts.failed += 1;
                 self.failed.push((name, text));
+            }
+            Standing::Foreign(text) => {
+                self.counts.skipped += 1;
+                self.foreign.push((name, text));
             }
             Standing::Skipped(text) => {
                 self.counts.skipped += 1;

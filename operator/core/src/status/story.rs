@@ -203,6 +203,7 @@ fn serving<'a>(
         (&tally.rolled_back, "rolled back"),
         (&tally.in_flight, "being changed"),
         (&tally.unreachable, "unreachable"),
+        (&tally.foreign, "left to another plugin"),
         (&tally.skipped, "left out"),
         (&tally.pending, "pending"),
     ];
@@ -212,7 +213,8 @@ fn serving<'a>(
         (&tally.failed, ConfigReason::NodesFailed),
         (&tally.in_flight, ConfigReason::NodesNotReady),
         (&tally.unreachable, ConfigReason::NodesUnreachable),
-        (&tally.skipped, ConfigReason::ForeignPlugin),
+        (&tally.foreign, ConfigReason::ForeignPlugin),
+        (&tally.skipped, ConfigReason::NodesSkipped),
         (&tally.pending, ConfigReason::NodesNotReady),
     ];
     let worst = worst.iter().find(|(told, _)| !told.is_empty());
@@ -358,9 +360,17 @@ fn degraded<'a>(scope: &Scope<'a>, tally: &Tally<'a>, accepted: &Verdict<'a>) ->
     if let Some(message) = failed {
         return Verdict::new(true, ConfigReason::NodesFailed, message).about(first(&tally.failed));
     }
-    if let Some(message) = sentence(&tally.skipped, "left out") {
-        let verdict = Verdict::new(true, ConfigReason::ForeignPlugin, message);
-        return verdict.about(first(&tally.skipped));
+    for (told, word, reason) in [
+        (
+            &tally.foreign,
+            "left to another plugin",
+            ConfigReason::ForeignPlugin,
+        ),
+        (&tally.skipped, "left out", ConfigReason::NodesSkipped),
+    ] {
+        if let Some(message) = sentence(told, word) {
+            return Verdict::new(true, reason, message).about(first(told));
+        }
     }
     for (type_, reason) in [
         (NodeCondition::Contested, ConfigReason::Contested),
