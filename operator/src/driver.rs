@@ -271,6 +271,10 @@ impl Driver {
             // Nothing is done, and statuses say why.
             Recorded::NotNow(wait) => Outcome::later(wait),
         };
+        if !self.leadership.is_still(leader.epoch) {
+            // Whoever leads now tells how things stand.
+            return LOOK_AGAIN;
+        }
         let waits = self
             .publisher
             .publish(&self.caches, &plan, &self.metrics)
