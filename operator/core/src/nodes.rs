@@ -12,7 +12,7 @@ use crate::action::{Kind, Write};
 use crate::installation::delete;
 use crate::ledger::{Claim, Phase};
 use crate::lineage::Stable;
-use crate::rollout::judge::{Strictness, serves};
+use crate::rollout::judge::{Strictness, is_told_back, serves};
 use crate::scope::{Member, Membership, Scope};
 use crate::seen::{Identity, SeenPod};
 
@@ -58,14 +58,15 @@ fn member_write(scope: &Scope<'_>, member: &Member<'_>, stable: &str) -> Option<
     match member.membership {
         Membership::Vanishing => None,
         Membership::Selected | Membership::Grace { .. } => {
-            let wanted = Wanted::of(scope, member, stable);
+            let wanted = Wanted::of(scope, member, stable)?;
             let goes = member.object.is_some() && member.staged.is_some();
             let object = || object_write(scope, member, &wanted);
             let labels = || labels_write(scope, member, &wanted);
-            match goes && wanted.staged.is_none() {
+            let write = match goes && wanted.staged.is_none() {
                 true => labels().or_else(object),
                 false => object().or_else(labels),
-            }
+            };
+            write.filter(|write| names_what_stands(scope, write))
         }
         Membership::Leaving => {
             if let Some(write) = unlabelled(scope, member) {
@@ -75,6 +76,23 @@ fn member_write(scope: &Scope<'_>, member: &Member<'_>, stable: &str) -> Option<
             let object = member.object.filter(|_| member.pods.is_empty())?;
             Some(delete(Kind::NodeObject, &Identity::of(&object.metadata)))
         }
+    }
+}
+
+/// Whether a write sends a node only to revisions that can run: one that was lost is made again
+/// first.
+fn names_what_stands(scope: &Scope<'_>, write: &Write) -> bool {
+    let stands = |revision: &str| {
+        scope.revisions.contains_key(revision) && scope.daemon_set(revision).is_some()
+    };
+    let of_spec = |spec: &DevicePluginNodeSpec| {
+        stands(&spec.active) && spec.standby.as_deref().is_none_or(stands)
+    };
+    match write {
+        Write::PatchNodeObject { spec, .. } => of_spec(spec),
+        Write::CreateNodeObject { object } => of_spec(&object.spec),
+        Write::LabelNode { labels, .. } => labels.values().flatten().all(|one| stands(one)),
+        _ => true,
     }
 }
 
@@ -107,12 +125,19 @@ struct Wanted<'a> {
 }
 
 impl<'a> Wanted<'a> {
-    fn of(scope: &'a Scope<'_>, member: &'a Member<'_>, stable: &'a str) -> Self {
+    /// Nothing, where the node's object is behind its claim: a later look has a newer one.
+    fn of(scope: &'a Scope<'_>, member: &'a Member<'_>, stable: &'a str) -> Option<Self> {
         let spec = member.object.map(|object| &object.spec);
-        match scope.claims.get(member.node.id.name.as_str()) {
-            Some(claim) => Self::claimed(scope, member, spec, claim),
-            None => Self::settled(scope, member, spec, stable),
-        }
+        let Some(claim) = scope.claims.get(member.node.id.name.as_str()) else {
+            return Some(Self::settled(scope, member, spec, stable));
+        };
+        let is_past = match claim.phase {
+            Phase::Verifying | Phase::Soaking => true,
+            Phase::Committing => member.pinned != Some(claim.to.as_str()),
+            _ => false,
+        };
+        let is_behind = spec.is_some_and(|spec| spec.active != claim.to);
+        (!is_past || !is_behind).then(|| Self::claimed(scope, member, spec, claim))
     }
 
     /// A node that is not being changed: its label names the revision that it serves.
@@ -179,7 +204,7 @@ impl<'a> Wanted<'a> {
                 }
             }
             Phase::RollingBack | Phase::Quarantined => {
-                let is_back = spec.is_some_and(|spec| spec.active == from)
+                let is_back = spec.is_some_and(|spec| is_told_back(spec, claim))
                     && (member.staged.is_none()
                         || serves(scope, member, from, Strictness::Patient).is_ok());
                 let goes = is_back && member.staged.is_none();
@@ -327,9 +352,9 @@ fn failed_pods(scope: &Scope<'_>, writes: &mut Vec<Write>) -> Option<Timestamp> 
     let is_failed = |pod: &&&SeenPod| pod.phase == "Failed" && !pod.deleting;
     let mut look_again = None;
     for pod in scope.pods.values().flatten().filter(is_failed) {
-        let due = pod
-            .created
-            .map(|created| created.saturating_add(FAILED_POD_AGE));
+        // A time that lies ahead is of a clock that was set back since.
+        let created = pod.created.filter(|created| *created <= scope.seen.now);
+        let due = created.map(|created| created.saturating_add(FAILED_POD_AGE));
         match due.and_then(Result::ok).filter(|due| *due > scope.seen.now) {
             Some(due) => look_again = earliest(look_again, Some(due)),
             None => writes.push(delete(Kind::Pod, &pod.id)),

@@ -237,6 +237,10 @@ fn committing(scope: &Scope<'_>, member: &Member<'_>, claim: Claim) -> Option<Cl
             });
         return (!is_clean).then_some(claim);
     }
+    // An object without baseline has been told already; only the node's label is behind in a cache.
+    if spec.is_some_and(|spec| spec.active == claim.to && spec.baseline.is_none()) {
+        return Some(claim);
+    }
     if let Some(fault) = broken(member, &claim) {
         return Some(fail(claim, Phase::RollingBack, fault));
     }
@@ -248,7 +252,7 @@ fn committing(scope: &Scope<'_>, member: &Member<'_>, claim: Claim) -> Option<Cl
 
 fn rolling_back(scope: &Scope<'_>, member: &Member<'_>, claim: Claim) -> Option<Claim> {
     let spec = member.object.map(|object| &object.spec);
-    let is_back = spec.is_some_and(|spec| spec.active == claim.from);
+    let is_back = spec.is_some_and(|spec| judge::is_told_back(spec, &claim));
     let is_clean = is_back
         && member.staged.is_none()
         && spec.is_some_and(|spec| spec.standby.is_none() && spec.baseline.is_none());

@@ -129,7 +129,8 @@ fn outside(scope: &Scope<'_>, member: &Member<'_>, target: &str) -> Option<bool>
         let is_failed = pod.trouble.as_ref().is_some_and(|trouble| trouble.fatal);
         let age = pod.created.map(|created| now.duration_since(created));
         let starting = SignedDuration::try_from(STARTING).unwrap_or(SignedDuration::ZERO);
-        !is_failed && age.is_none_or(|age| age < starting)
+        // A pod made in the future was made before a clock was set back.
+        !is_failed && age.is_none_or(|age| !age.is_negative() && age < starting)
     });
     (!is_starting && pod(member, from).is_some()).then_some(true)
 }
@@ -143,7 +144,8 @@ fn rests(scope: &Scope<'_>, member: &Member<'_>, target: &str) -> Option<Timesta
         OutcomeResult::Skipped => {
             let rest = SignedDuration::try_from(SKIPPED).unwrap_or(SignedDuration::ZERO);
             let until = outcome.at.0.saturating_add(rest).unwrap_or(Timestamp::MAX);
-            (until > scope.seen.now).then_some(until)
+            let is_past = outcome.at.0 <= scope.seen.now;
+            (is_past && until > scope.seen.now).then_some(until)
         }
     }
 }

@@ -297,6 +297,13 @@ fn pod_is_away(member: &Member<'_>, revision: &str) -> bool {
     pod(member, revision).is_none_or(|pod| !pod.ready)
 }
 
+/// Whether the object's spec says that the old agent is to serve again: one that merely has not been
+/// switched yet, in a cache that lags, has no outcome.
+pub fn is_told_back(spec: &DevicePluginNodeSpec, claim: &Claim) -> bool {
+    let outcome = spec.outcome.as_ref();
+    spec.active == claim.from && outcome.is_some_and(|outcome| outcome.revision == claim.to)
+}
+
 /// Whether an object's spec has what a switched node has.
 pub fn is_switched(spec: &DevicePluginNodeSpec, claim: &Claim) -> bool {
     spec.active == claim.to && spec.baseline.is_some()
