@@ -1,6 +1,6 @@
 //! The whole agent: one task for each thing that goes on.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 
@@ -14,7 +14,9 @@ use tokio::task::JoinSet;
 
 use crate::allocations::{self, Held, PodResources, Polling};
 use crate::board::Board;
+use crate::comparer::{Comparer, SentLists};
 use crate::devices::{Devices, Shared};
+use crate::farewell::{self, Farewell, LastWord};
 use crate::file_events::{self, FileEvents};
 use crate::host_dev::HostDev;
 use crate::metrics::Metrics;
@@ -61,6 +63,7 @@ struct Common {
     pod_resources: PodResources,
     state: Arc<StateFile>,
     roles: Roles,
+    sent: Arc<watch::Sender<SentLists>>,
     board: Board,
     metrics: Metrics,
 }
@@ -94,8 +97,10 @@ pub async fn run(agent: Agent, stop: Stop) -> Result<()> {
         metrics: metrics.clone(),
     };
     let common = Common::new(settings, given, &mut tasks);
+    let (last_word, last_report) = farewell::last_word();
+    let farewell = common.farewell(&config, last_word);
     let roles = common.roles.clone();
-    tasks.spawn("roles", without_error(roles.keep(stop.clone())));
+    tasks.spawn("roles", without_error(roles.keep(farewell, stop.clone())));
     let seen = || common.board.subscribe();
     let observed = observer::observe(seen(), metrics, readiness, stop.clone());
     tasks.spawn("observer", without_error(observed));
@@ -107,14 +112,20 @@ pub async fn run(agent: Agent, stop: Stop) -> Result<()> {
             object,
             identity,
             seen: seen(),
+            last: Some(last_report),
             logs,
             timing,
         };
         tasks.spawn("reporter", without_error(reporter.keep(stop.clone())));
     }
+    let mut displaced = BTreeMap::new();
     for resource in config.resources {
-        common.start(&resource, &mut tasks, &stop);
+        let again = Arc::new(Notify::new());
+        common.start(&resource, again.clone(), &mut tasks, &stop);
+        displaced.insert(resource.name, again);
     }
+    let comparer = common.comparer(displaced);
+    tasks.spawn("comparer", without_error(comparer.keep(stop.clone())));
     tasks.until_stopped().await
 }
 
@@ -194,13 +205,40 @@ impl Common {
             pod_resources,
             state,
             roles,
+            sent: Arc::new(watch::Sender::new(SentLists::new())),
             board,
             metrics,
         }
     }
 
+    /// What looks once more when the agent has stopped.
+    fn farewell(&self, config: &AgentConfig, last_word: LastWord) -> Farewell {
+        Farewell {
+            resources: config.resources.iter().map(|r| r.name.clone()).collect(),
+            plugin_dir: self.settings.plugin_dir.clone(),
+            lock_dir: self.settings.lock_dir.clone(),
+            pod_resources: self.pod_resources.clone(),
+            board: self.board.clone(),
+            drain: self.settings.timing.drain,
+            reporter: last_word,
+        }
+    }
+
+    /// What compares the kubelet's lists with those it was sent.
+    fn comparer(&self, displaced: BTreeMap<String, Arc<Notify>>) -> Comparer {
+        Comparer {
+            displaced,
+            sent: self.sent.subscribe(),
+            pod_resources: self.pod_resources.clone(),
+            plugin_dir: self.settings.plugin_dir.clone(),
+            board: self.board.clone(),
+            metrics: self.metrics.clone(),
+            limits: self.settings.timing.comparison,
+        }
+    }
+
     /// Starts to look for the devices of a resource, and to register it.
-    fn start(&self, resource: &Resource, tasks: &mut Tasks, stop: &Stop) {
+    fn start(&self, resource: &Resource, displaced: Arc<Notify>, tasks: &mut Tasks, stop: &Stop) {
         let timing = &self.settings.timing;
         let look_again = Arc::new(Notify::new());
         let shared = Shared {
@@ -219,6 +257,7 @@ impl Common {
             host_dev: self.host_dev.clone(),
             look_again,
             allocated: self.allocated.clone(),
+            sent: self.sent.clone(),
             metrics: self.metrics.clone(),
             between_messages: timing.between_messages,
         };
@@ -230,6 +269,7 @@ impl Common {
             state: self.state.clone(),
             roles: self.roles.clone(),
             pod_resources: self.pod_resources.clone(),
+            displaced,
             board: self.board.clone(),
             metrics: self.metrics.clone(),
             timing: timing.clone(),

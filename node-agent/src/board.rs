@@ -82,6 +82,15 @@ impl Board {
         })
     }
 
+    /// Posts how many devices of a resource the kubelet lists that nobody serves.
+    pub fn phantom(&self, resource: &str, devices: usize) {
+        self.post(resource, |seen| {
+            let changed = seen.phantom != devices;
+            seen.phantom = devices;
+            changed
+        });
+    }
+
     /// Posts something of a resource; `change` tells whether it changed anything,
     /// and so is told here.
     pub fn post(&self, resource: &str, change: impl FnOnce(&mut ResourceSeen) -> bool) -> bool {

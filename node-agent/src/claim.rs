@@ -1,10 +1,10 @@
 //! Takes the right to register a resource on this node: does what `first_time` of the core says.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use node_agent_core::first_time::{Answer, Evidence, Patience, Reading, answer};
-use node_agent_core::identity::lock_name;
+use node_agent_core::identity::{lock_name, socket_prefix};
 use node_agent_core::seen::Standing;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
@@ -13,7 +13,7 @@ use crate::allocations::PodResources;
 use crate::board::Board;
 use crate::error_chain::chained;
 use crate::lock::FileLock;
-use crate::plugin_directory::{FileIdentity, View};
+use crate::plugin_directory::{self, FileIdentity, KUBELET_SOCKET, View};
 use crate::settings::Drain;
 
 /// Who wants to register what.
@@ -26,8 +26,8 @@ pub struct Claim<'a> {
     pub after_another: bool,
     /// The directory of the locks.
     pub lock_dir: &'a Path,
-    /// The kubelet's socket.
-    pub kubelet_socket: PathBuf,
+    /// The kubelet's plugin directory.
+    pub plugin_dir: &'a Path,
     /// The looks at it.
     pub view: watch::Receiver<View>,
     /// The kubelet's own list.
@@ -44,8 +44,8 @@ pub struct Claim<'a> {
 pub struct Claimed {
     /// It ends with this lock.
     pub lock: FileLock,
-    /// Devices that the kubelet still had after the process that served them was gone.
-    pub left_behind: usize,
+    /// Devices that the kubelet has although nobody serves them any more.
+    pub phantom: usize,
 }
 
 /// Readings of one kubelet's list.
@@ -77,12 +77,8 @@ impl Claim<'_> {
             match answer(&evidence, &self.patience) {
                 Answer::Register => match lock.take() {
                     Some(lock) => {
-                        let left_behind = if self.after_another && self.served_before {
-                            self.drained().await
-                        } else {
-                            0
-                        };
-                        return Claimed { lock, left_behind };
+                        let phantom = self.phantom(&readings).await;
+                        return Claimed { lock, phantom };
                     }
                     // Cannot be: whoever may register has the lock.
                     None => sleep(self.patience.lock_poll).await,
@@ -129,6 +125,27 @@ impl Claim<'_> {
         }
     }
 
+    /// How many devices are listed that nobody serves, as far as that was looked at.
+    async fn phantom(&self, readings: &Readings) -> usize {
+        if !self.served_before {
+            let last = readings.list.last();
+            return last.map_or(0, |reading| reading.devices.clone().unwrap_or(0));
+        }
+        if !self.after_another {
+            return 0;
+        }
+        match self.drained().await {
+            0 => 0,
+            _ if self.somebody_may_serve().await => 0,
+            devices => devices,
+        }
+    }
+
+    async fn somebody_may_serve(&self) -> bool {
+        let prefix = socket_prefix(self.resource);
+        plugin_directory::somebody_may_serve(self.plugin_dir, &prefix).await
+    }
+
     /// Waits until the kubelet has seen the end of the old streams; tells how many devices it still
     /// has when nobody can wait any longer.
     async fn drained(&self) -> usize {
@@ -164,9 +181,11 @@ impl Claim<'_> {
         }
         let devices = self.pod_resources.count(self.resource).await;
         let devices = devices.map_err(|error| chained(&error));
+        let somebody_is_there = self.somebody_may_serve().await;
         readings.list.push(Reading {
             at: start.elapsed(),
             devices,
+            somebody_is_there,
         });
     }
 
@@ -186,7 +205,7 @@ impl Claim<'_> {
 
     /// How long ago the kubelet made its socket. A clock that was set back makes it young.
     fn socket_age(&self) -> Duration {
-        let metadata = std::fs::symlink_metadata(&self.kubelet_socket);
+        let metadata = std::fs::symlink_metadata(self.plugin_dir.join(KUBELET_SOCKET));
         let made = metadata.and_then(|metadata| metadata.modified());
         let age = made
             .ok()

@@ -38,6 +38,11 @@ const STREAM_LOST: (&str, &str) = (
     "device_plugin_agent_stream_lost_total",
     "Streams to the kubelet that were lost, by resource",
 );
+/// Registrations that were repeated because the kubelet's own list was another, by resource.
+const DISPLACED: (&str, &str) = (
+    "device_plugin_agent_displaced_total",
+    "Registrations repeated because the kubelet listed other devices, by resource",
+);
 /// 1, with the agent's version and revision as labels.
 const BUILD_INFO: (&str, &str) = (
     "device_plugin_agent_build_info",
@@ -51,6 +56,7 @@ pub const METRICS: &[(&str, &str)] = &[
     REGISTERED,
     ALLOCATIONS,
     STREAM_LOST,
+    DISPLACED,
     BUILD_INFO,
 ];
 
@@ -99,6 +105,7 @@ pub struct Metrics {
     registered: Family<ResourceLabel, Gauge>,
     allocations: Family<ResultLabels, Counter>,
     stream_lost: Family<ResourceLabel, Counter>,
+    displaced: Family<ResourceLabel, Counter>,
 }
 
 impl Metrics {
@@ -118,6 +125,7 @@ impl Metrics {
         registry.register(short(REGISTERED), REGISTERED.1, self.registered.clone());
         registry.register(short(ALLOCATIONS), ALLOCATIONS.1, self.allocations.clone());
         registry.register(short(STREAM_LOST), STREAM_LOST.1, self.stream_lost.clone());
+        registry.register(short(DISPLACED), DISPLACED.1, self.displaced.clone());
         registry.register(short(BUILD_INFO), BUILD_INFO.1, build);
     }
 
@@ -151,6 +159,15 @@ impl Metrics {
     /// Counts a lost stream.
     pub fn stream_lost(&self, resource: &str) {
         self.stream_lost
+            .get_or_create(&ResourceLabel {
+                resource: resource.to_owned(),
+            })
+            .inc();
+    }
+
+    /// Counts a registration that is repeated because the kubelet has another list.
+    pub fn displaced(&self, resource: &str) {
+        self.displaced
             .get_or_create(&ResourceLabel {
                 resource: resource.to_owned(),
             })
@@ -204,6 +221,7 @@ mod tests {
         metrics.registration("a.com/x", RegistrationResult::Accepted);
         metrics.allocation("a.com/x", AllocationResult::Given);
         metrics.stream_lost("a.com/x");
+        metrics.displaced("a.com/x");
         let seen = [("a.com/x".to_owned(), Default::default())];
         metrics.show(&Seen {
             resources: seen.into(),

@@ -67,7 +67,10 @@ pub struct Replaced {
 
 /// Events of other plugins, and the kubelet's checkpoint, are no concern of ours.
 pub fn is_interesting(name: &OsStr) -> bool {
-    name == KUBELET_SOCKET || name.to_str().is_some_and(|name| name.starts_with("dpo-"))
+    name == KUBELET_SOCKET
+        || name
+            .to_str()
+            .is_some_and(|name| name.starts_with(OUR_PREFIX))
 }
 
 /// Looks at the directory whenever it changes, and from time to time.
@@ -126,6 +129,36 @@ fn is_replaced(held: &File, directory: &Path) -> bool {
     let there = fs::metadata(directory);
     let moved = there.is_ok_and(|there| (there.dev(), there.ino()) != (held.dev(), held.ino()));
     held.nlink() == 0 || moved
+}
+
+/// Start of the names of all sockets of ours.
+const OUR_PREFIX: &str = "dpo-";
+
+/// Names of the sockets that are neither the kubelet's nor of this operator's agents, sorted; none
+/// where the directory cannot be read.
+pub fn other_sockets(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let sockets = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_socket()));
+    let names = sockets.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let mut others: Vec<String> = names
+        .filter(|name| name != KUBELET_SOCKET && !name.starts_with(OUR_PREFIX))
+        .collect();
+    others.sort();
+    others
+}
+
+/// Whether a plugin answers in the directory that may serve a resource: one of somebody else, whose
+/// resource nobody can tell, or one of ours with the resource's prefix.
+pub async fn somebody_may_serve(directory: &Path, prefix: &str) -> bool {
+    let ours = fs::read_dir(directory).into_iter().flatten().flatten();
+    let ours = ours.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let ours: Vec<String> = ours.filter(|name| name.starts_with(prefix)).collect();
+    for name in other_sockets(directory).iter().chain(&ours) {
+        if UnixStream::connect(directory.join(name)).await.is_ok() {
+            return true;
+        }
+    }
+    false
 }
 
 /// Removes sockets that an earlier process of ours left behind: those of the prefix at which nobody

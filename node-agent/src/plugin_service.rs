@@ -20,6 +20,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
+use crate::comparer::{Sent, SentLists};
 use crate::host_dev::HostDev;
 use crate::metrics::{AllocationResult, Metrics};
 
@@ -38,6 +39,8 @@ pub struct Answers {
     pub look_again: Arc<Notify>,
     /// Told after devices were given to a container.
     pub allocated: Arc<Notify>,
+    /// What the kubelet was sent.
+    pub sent: Arc<watch::Sender<SentLists>>,
     /// Where calls are counted.
     pub metrics: Metrics,
     /// Shortest time between two messages of a stream.
@@ -94,7 +97,7 @@ impl DevicePlugin for PluginService {
             closing: self.closing.clone(),
             sent: None,
             gap: self.answers.between_messages,
-            _open: OpenStream::new(self.server, self.streams.clone()),
+            open: OpenStream::new(self),
         };
         let messages = futures::stream::unfold(list, |mut list| async move {
             let message = list.next_message().await?;
@@ -206,13 +209,32 @@ fn response(answer: Answer) -> ContainerAllocateResponse {
 struct OpenStream {
     server: u64,
     streams: mpsc::UnboundedSender<StreamEvent>,
+    resource: String,
+    opened: Instant,
+    lists: Arc<watch::Sender<SentLists>>,
 }
 
 impl OpenStream {
-    fn new(server: u64, streams: mpsc::UnboundedSender<StreamEvent>) -> Self {
-        let open = Self { server, streams };
+    fn new(service: &PluginService) -> Self {
+        let open = Self {
+            server: service.server,
+            streams: service.streams.clone(),
+            resource: service.answers.resource.clone(),
+            opened: Instant::now(),
+            lists: service.answers.sent.clone(),
+        };
         open.tell(true);
         open
+    }
+
+    fn sends(&self, at: Instant, inventory: &Arc<Inventory>) {
+        let sent = Sent {
+            opened: self.opened,
+            at,
+            inventory: inventory.clone(),
+        };
+        self.lists
+            .send_modify(|lists| _ = lists.insert(self.resource.clone(), sent));
     }
 
     fn tell(&self, opened: bool) {
@@ -226,6 +248,12 @@ impl OpenStream {
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
+        self.lists.send_if_modified(|lists| {
+            let is_own = lists
+                .get(&self.resource)
+                .is_some_and(|sent| sent.opened == self.opened);
+            is_own && lists.remove(&self.resource).is_some()
+        });
         self.tell(false);
     }
 }
@@ -237,7 +265,7 @@ struct List {
     closing: watch::Receiver<bool>,
     sent: Option<(Instant, Arc<Inventory>)>,
     gap: Duration,
-    _open: OpenStream,
+    open: OpenStream,
 }
 
 impl List {
@@ -259,7 +287,9 @@ impl List {
                 Some((at, _)) => Some(*at + self.gap).filter(|ready| *ready > Instant::now()),
             };
             let Some(ready_at) = ready_at else {
-                self.sent = Some((Instant::now(), now.clone()));
+                let at = Instant::now();
+                self.open.sends(at, &now);
+                self.sent = Some((at, now.clone()));
                 return Some(message(&now));
             };
             tokio::select! {

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use node_agent_core::identity::socket_prefix;
 use node_agent_core::registration::{Effect, Event, Phase, Registration};
 use node_agent_core::seen::Standing;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
@@ -45,6 +45,8 @@ pub struct Registrar {
     pub state: Arc<StateFile>,
     /// The kubelet's own list.
     pub pod_resources: PodResources,
+    /// Told when the kubelet has other devices than it was sent.
+    pub displaced: Arc<Notify>,
     /// Where the standing is posted.
     pub board: Board,
     /// Where registrations are counted.
@@ -101,11 +103,16 @@ impl Registrar {
         if !self.roles.confirms() {
             return;
         }
-        let Claimed { lock, left_behind } = claimed;
-        if left_behind > 0 {
+        let Claimed { lock, phantom } = claimed;
+        if phantom > 0 {
             let resource = self.resource();
-            tracing::warn!(resource, left_behind, "the kubelet still lists old devices");
+            tracing::warn!(
+                resource,
+                phantom,
+                "the kubelet lists devices that nobody serves"
+            );
         }
+        self.board.phantom(self.resource(), phantom);
         let prefix = socket_prefix(self.resource());
         let removed = plugin_directory::remove_stale_sockets(&self.plugin_dir, &prefix).await;
         if let Err(error) = removed {
@@ -143,7 +150,7 @@ impl Registrar {
             served_before: self.state.has_served(resource) || duty.baseline.contains(resource),
             after_another: duty.after_another,
             lock_dir: &self.lock_dir,
-            kubelet_socket: self.plugin_dir.join(KUBELET_SOCKET),
+            plugin_dir: &self.plugin_dir,
             view: self.view.clone(),
             pod_resources: &self.pod_resources,
             board: &self.board,
@@ -155,6 +162,8 @@ impl Registrar {
 
     /// Registers and registers again until the role ends or a stop is asked for.
     async fn serve(&self, stop: &Stop) {
+        // What was told to an earlier registration is settled by this one.
+        let _earlier = self.displaced.notified().now_or_never();
         let mut view = self.view.clone();
         let kubelet = view.borrow_and_update().kubelet;
         let (streams, mut stream_events) = mpsc::unbounded_channel();
@@ -193,6 +202,7 @@ impl Registrar {
                     let kubelet = view.borrow_and_update().kubelet;
                     state.looked(kubelet).await;
                 }
+                () = self.displaced.notified() => state.happened(Event::Displaced).await,
                 () = time_up => {
                     state.timer = None;
                     state.happened(Event::TimeUp).await;
@@ -221,7 +231,12 @@ impl Loop<'_> {
                 ?event,
                 "the kubelet's stream is lost: registering again"
             );
-            self.registrar.metrics.stream_lost(resource);
+            if event != Event::Displaced {
+                self.registrar.metrics.stream_lost(resource);
+                // A kubelet that restarted has forgotten everything; one that was only slow ends the
+                // new stream with the old one, and listed no phantom.
+                self.registrar.board.phantom(resource, 0);
+            }
         }
         if watched(after) && !watched(before) {
             tracing::info!(resource, "the kubelet reads the devices");

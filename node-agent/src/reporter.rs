@@ -5,6 +5,7 @@
 //! whoever waits or leaves writes nothing. Each write carries the version of the object that it was
 //! made from, so that a late one of an agent whose role has ended is refused.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use crds::conditions;
@@ -25,6 +26,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use crate::error_chain::chained;
+use crate::farewell::{LAST_REPORT, LastReport};
 use crate::node_object::{self, Loose, ObjectSeen, Present, Told};
 use crate::random::jitter;
 use crate::settings::{ApiAccess, Timing};
@@ -47,6 +49,8 @@ pub struct Reporter {
     pub identity: Identity,
     /// What was seen.
     pub seen: watch::Receiver<Seen>,
+    /// Asked for when the agent has stopped and something is left to tell.
+    pub last: Option<LastReport>,
     /// The process's logs, whose level the object sets.
     pub logs: Option<Logs>,
     /// How patient it is.
@@ -72,14 +76,17 @@ enum Written {
 }
 
 impl Reporter {
-    /// Reports until a stop is asked for.
-    pub async fn keep(self, stop: Stop) {
+    /// Reports until a stop is asked for; then once more, if somebody asks for it.
+    pub async fn keep(mut self, stop: Stop) {
+        let last = self.last.take();
+        let connected = OnceLock::new();
         let reporting = async {
             let client = self.client().await;
             let api: Api<Loose> = Api::all_with(client, &node_object::resource());
+            let api = connected.get_or_init(|| api);
             tokio::join!(
                 self.watch(api.clone()),
-                self.write(api),
+                self.write(api.clone()),
                 self.follow_log_level(self.object.subscribe()),
             );
         };
@@ -87,6 +94,36 @@ impl Reporter {
             () = stop.requested() => {}
             () = reporting => {}
         }
+        if let (Some(api), Some(last)) = (connected.into_inner(), last)
+            && last.asked.await.is_ok()
+        {
+            match tokio::time::timeout(LAST_REPORT, self.write_last(&api)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    let error = chained(error.as_ref());
+                    tracing::warn!(object = self.name, error, "failed to write the last report");
+                }
+                Err(_) => tracing::warn!("the API server did not take the last report in time"),
+            }
+            drop(last.done);
+        }
+    }
+
+    /// Writes what the agent leaves behind. Whoever asked for it still holds the role.
+    async fn write_last(&self, api: &Api<Loose>) -> anyhow::Result<()> {
+        let told = Told::List(api.get_opt(&self.name).await?);
+        node_object::show(&self.object, told, &self.config_uid);
+        let there = self.object.borrow().object.clone();
+        if let Some(there) = there {
+            let status = self.active(&self.seen.borrow(), &there);
+            let slot = Slot {
+                manager: AGENT_ACTIVE_FIELD_MANAGER,
+                status,
+                news: News::Urgent,
+            };
+            self.apply(api, &slot, &there).await?;
+        }
+        Ok(())
     }
 
     async fn client(&self) -> Client {

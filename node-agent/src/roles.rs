@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use crate::board::Board;
+use crate::farewell::Farewell;
 use crate::lock::FileLock;
 use crate::node_object::{ObjectSeen, Revisions};
 use crate::settings::RoleTiming;
@@ -118,8 +119,12 @@ impl Roles {
         if !self.duty.borrow().may_take {
             return None;
         }
+        Some(self.holding())
+    }
+
+    fn holding(&self) -> Holding {
         self.holding.send_modify(|count| *count += 1);
-        Some(Holding(self.holding.clone()))
+        Holding(self.holding.clone())
     }
 
     /// Whether what was taken may be used: the role is looked at again after a lock was won.
@@ -130,7 +135,7 @@ impl Roles {
 
     /// Follows the object and the other processes until a stop is asked for; lets go of the role
     /// when everything below it is let go of.
-    pub async fn keep(self, stop: Stop) {
+    pub async fn keep(self, farewell: Farewell, stop: Stop) {
         let mut object = self.lock().object.clone();
         let mut holding = self.holding.subscribe();
         loop {
@@ -142,9 +147,21 @@ impl Roles {
                 () = sleep(wait) => {}
             }
         }
-        self.lock().found.stopping = true;
+        let served_alone = {
+            let mut keeper = self.lock();
+            let has_company = keeper.has_company();
+            keeper.found.stopping = true;
+            keeper.found.role_lock.is_some() && !has_company
+        };
+        // The last look needs the role too.
+        let own = self.holding();
         self.look();
-        let _none_left = holding.wait_for(|count| *count == 0).await;
+        let _none_left = holding.wait_for(|count| *count <= 1).await.is_ok();
+        if served_alone {
+            // Nobody waits for the role, and nobody but us will find what is left behind.
+            farewell.say().await;
+        }
+        drop(own);
         self.look();
     }
 
@@ -269,6 +286,18 @@ impl Keeper {
         })
     }
 
+    /// Whether a process of another revision is here that the object names: it has served until now,
+    /// or serves next.
+    fn has_company(&self) -> bool {
+        let object = self.object.borrow();
+        let named = object.object.as_ref().map(|present| &present.named);
+        let mut others = named.into_iter().flat_map(|named| {
+            let standby = named.standby.as_deref();
+            standby.into_iter().chain([named.active.as_str()])
+        });
+        others.any(|other| self.is_present(other))
+    }
+
     /// Whether another process of a revision is on this host. Where that cannot be seen, nobody
     /// counts as being here, and what is served goes on.
     fn is_present(&self, revision: &str) -> bool {
@@ -299,11 +328,7 @@ impl Keeper {
         let object = self.object.borrow().clone();
         let named = object.object.map(|present| present.named.clone());
         let is_somebody_elses = |named: &Revisions| named.active != self.revision;
-        let others = named.iter().flat_map(|named| {
-            let standby = named.standby.as_deref();
-            standby.into_iter().chain([named.active.as_str()])
-        });
-        let with_others = others.into_iter().any(|other| self.is_present(other));
+        let with_others = self.has_company();
         self.found.took_over = named.filter(is_somebody_elses);
         self.found.after_another = waited || with_others;
         self.found.role_lock = Some(lock);

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crds::names::{AGENT_CONFIG_KEY, paths};
+use node_agent_core::comparison;
 use node_agent_core::first_time::Patience;
 use node_agent_core::pace::Pace;
 use node_agent_core::registration::Limits;
@@ -46,6 +47,8 @@ pub struct Timing {
     pub role: RoleTiming,
     /// How the end of another process's streams is waited for.
     pub drain: Drain,
+    /// When the kubelet's own list is compared with the one it was sent.
+    pub comparison: comparison::Limits,
     /// How patiently a resource is approached the first time.
     pub first_time: Patience,
     /// Longest `Register` call: the kubelet itself dials back for up to 10 s within it.
@@ -138,6 +141,7 @@ impl Default for Timing {
             registration: Limits::default(),
             role: RoleTiming::default(),
             drain: Drain::default(),
+            comparison: comparison::Limits::default(),
             first_time: Patience::default(),
             register_call: seconds(20),
             socket_poll: seconds(5),

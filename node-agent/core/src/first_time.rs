@@ -58,6 +58,9 @@ pub struct Reading {
     pub at: Duration,
     /// How many devices the kubelet has for the resource, or why that could not be read.
     pub devices: Result<usize, String>,
+    /// Whether a plugin of somebody else, or of this resource, answers in the plugin directory.
+    /// Devices without any are a phantom: kubelets from 1.37 on go on listing what nobody serves.
+    pub somebody_is_there: bool,
 }
 
 /// The answer.
@@ -96,6 +99,7 @@ pub fn answer(evidence: &Evidence, patience: &Patience) -> Answer {
     for reading in evidence.readings {
         match &reading.devices {
             Ok(0) => {}
+            Ok(_) if !reading.somebody_is_there => {}
             Ok(devices) => {
                 let told = format!(
                     "resource {resource:?} has {devices} devices at this node's kubelet already: \
@@ -143,6 +147,7 @@ mod tests {
             .map(|(at, devices)| Reading {
                 at: Duration::from_secs(*at),
                 devices: devices.map_err(str::to_owned),
+                somebody_is_there: true,
             })
             .collect();
         let evidence = Evidence {
@@ -220,6 +225,30 @@ mod tests {
             panic!("must wait");
         };
         assert!(told.contains("holds its lock"), "{told}");
+    }
+
+    #[test]
+    fn a_phantom_is_served_over_when_it_was_seen_twice() {
+        let ask = |readings: &[(u64, bool)]| {
+            let reading = |(at, somebody_is_there): &(u64, bool)| Reading {
+                at: Duration::from_secs(*at),
+                devices: Ok(4),
+                somebody_is_there: *somebody_is_there,
+            };
+            let readings: Vec<Reading> = readings.iter().map(reading).collect();
+            let evidence = Evidence {
+                resource: "example.com/x",
+                served_before: false,
+                lock_is_ours: true,
+                socket_age: 60 * SECOND,
+                readings: &readings,
+                now: readings.last().map_or(Duration::ZERO, |reading| reading.at),
+            };
+            answer(&evidence, &Patience::default())
+        };
+        assert_eq!(ask(&[(0, false)]), Answer::Read(SECOND));
+        assert_eq!(ask(&[(0, false), (1, false)]), Answer::Register);
+        assert!(matches!(ask(&[(0, false), (1, true)]), Answer::Foreign(..)));
     }
 
     #[test]

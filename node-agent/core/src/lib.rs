@@ -5,6 +5,7 @@
 //! saw, and does what is answered.
 
 pub mod allocation;
+pub mod comparison;
 pub mod discovery;
 pub mod first_time;
 pub mod identity;

@@ -102,6 +102,8 @@ pub enum Event {
     StreamClosed,
     /// Our own socket is gone, or is another file.
     OwnSocketGone,
+    /// The kubelet has other devices than it was sent, although its stream is open.
+    Displaced,
     /// The time of the last [`Effect::Wait`] is over.
     TimeUp,
 }
@@ -186,6 +188,11 @@ impl Registration {
                 Phase::Registering { .. } | Phase::AwaitingStream | Phase::Watching { .. } => {
                     self.lost(now, jitter, limits)
                 }
+            },
+            // Whoever saw it knows how often that may be answered.
+            Event::Displaced => match self.phase {
+                Phase::Watching { .. } if self.kubelet_is_there => self.afresh(),
+                _ => (self, Vec::new()),
             },
             Event::TimeUp => self.time_up(),
         }
@@ -386,6 +393,16 @@ mod tests {
             watching,
             "the kubelet may be that fast"
         );
+    }
+
+    #[test]
+    fn a_displaced_list_is_registered_afresh() {
+        let afresh = (REGISTERING, AFRESH.to_vec());
+        assert_eq!(run(&[Accepted, StreamOpened, Event::Displaced]), afresh);
+        let nothing = (Phase::AwaitingStream, Vec::new());
+        assert_eq!(run(&[Accepted, Event::Displaced]), nothing, "not ours");
+        let many: Vec<Event> = [Accepted, StreamOpened, Event::Displaced].repeat(5);
+        assert_eq!(run_every(Duration::ZERO, &many), afresh, "not counted here");
     }
 
     #[test]

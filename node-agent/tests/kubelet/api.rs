@@ -222,6 +222,8 @@ async fn a_foreign_plugin_is_told() {
     let api = FakeApi::start().await;
     api.set_object(OBJECT, &json!({}));
     let rig = rig(&api);
+    let socket = rig.settings.plugin_dir.join("other.sock");
+    let _other = std::os::unix::net::UnixListener::bind(socket).unwrap();
     rig.pod_resources.answer(|answers| {
         answers
             .allocatable

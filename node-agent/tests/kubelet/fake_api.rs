@@ -77,6 +77,7 @@ impl FakeApi {
         let listener = TcpListener::bind(self.address).await.unwrap();
         let router = Router::new()
             .route(PLURAL, get(list))
+            .route(&format!("{PLURAL}/{{name}}"), get(read))
             .route(&format!("{PLURAL}/{{name}}/status"), patch(write))
             .with_state(self.shared.clone());
         self.server = Some(tokio::spawn(async move {
@@ -262,6 +263,18 @@ async fn list(State(shared): State<Shared>, RawQuery(query): RawQuery) -> Respon
         .into_response()
 }
 
+async fn read(State(shared): State<Shared>) -> Response {
+    let object = shared.object.lock().unwrap().clone();
+    object.map_or_else(not_found, |object| answer(&object))
+}
+
+fn not_found() -> Response {
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404,
+    });
+    (StatusCode::NOT_FOUND, status.to_string()).into_response()
+}
+
 async fn write(
     State(shared): State<Shared>,
     Path(name): Path<String>,
@@ -273,10 +286,7 @@ async fn write(
     let mut object = shared.object.lock().unwrap();
     let next = version(&object) + 1;
     let Some(present) = object.as_mut() else {
-        let status = json!({
-            "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404,
-        });
-        return (StatusCode::NOT_FOUND, status.to_string()).into_response();
+        return not_found();
     };
     let query = query.unwrap_or_default();
     let expected = &body["metadata"]["resourceVersion"];

@@ -277,6 +277,16 @@ impl FakeKubelet {
         });
     }
 
+    /// Another plugin sends its list over the same resource, or the end of an older instance's stream
+    /// makes it empty: the last message wins.
+    pub fn overwrite(&self, resource: &str, ids: &[&str]) {
+        self.shared.knowledge.send_modify(|known| {
+            let known = known.resources.get_mut(resource).unwrap();
+            let healthy = |id: &&str| ((*id).to_owned(), "Healthy".to_owned());
+            known.devices = ids.iter().map(healthy).collect();
+        });
+    }
+
     /// Everything it knows, now and later.
     pub fn subscribe(&self) -> watch::Receiver<Knowledge> {
         self.shared.knowledge.subscribe()

@@ -390,8 +390,9 @@ async fn a_standby_counts_the_ids_that_it_would_not_advertise() {
     let api = FakeApi::start().await;
     let rig = rig(Model::V1_37, &api);
     let held = vec!["old-scheme-1".to_owned()];
-    rig.pod_resources
-        .answer(|answers| _ = answers.held.insert(TTY.to_owned(), held));
+    rig.pod_resources.answer(|answers| {
+        answers.held.insert(TTY.to_owned(), held);
+    });
     api.set_object(OBJECT, &named(OLD, Some(NEW), None));
     let _agent = rig.start_mortal(NEW, Standby);
     let status = api

@@ -10,6 +10,7 @@
 
 mod allocate;
 mod api;
+mod comparison;
 mod devices;
 mod fake_api;
 mod fake_kubelet;
