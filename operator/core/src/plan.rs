@@ -12,7 +12,7 @@ use crate::action::{Action, ConfigStatus, Pace, PoolStatus, Write};
 use crate::audit::Violation;
 use crate::deletion;
 use crate::installation;
-use crate::ledger::LedgerWrite;
+use crate::ledger::{Claim, LedgerWrite};
 use crate::nodes::{self, earliest};
 use crate::pools::{self, Serving};
 use crate::rollout;
@@ -41,12 +41,23 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Takes back every write for the configs that the plan breaks safety rules for, and says so on
-    /// them. The others go on.
+    /// Takes back every write for the configs that the plan breaks safety rules for, and the steps
+    /// of their claims, and says so on them. The others go on, unless the rule is about all of them.
     pub fn refuse(&mut self, seen: &Snapshot, violations: &[Violation]) {
         let broken: BTreeSet<&str> = violations.iter().map(|one| one.config.as_str()).collect();
+        if broken.contains("") {
+            self.ledger = None;
+            self.actions.clear();
+        }
         self.actions
             .retain(|action| !broken.contains(action.config.as_str()));
+        if let Some(write) = &mut self.ledger {
+            let before = seen.ledger.ledger().map_or(&[][..], |one| &one.claims);
+            let is_broken = |claim: &Claim| broken.contains(claim.config.as_str());
+            let claims = &mut write.ledger.claims;
+            claims.retain(|claim| !is_broken(claim));
+            claims.extend(before.iter().filter(|claim| is_broken(claim)).cloned());
+        }
         for status in &mut self.configs {
             let name = &status.on.name;
             let Some(violation) = violations.iter().find(|one| one.config == *name) else {

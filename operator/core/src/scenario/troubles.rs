@@ -361,6 +361,58 @@ fn a_name_that_somebody_else_took_is_left_to_the_api_server_to_refuse() {
 }
 
 #[test]
+fn a_refused_plan_moves_no_claim_of_its_config_and_those_of_others() {
+    let mut world = settled(&["n1", "n2"]);
+    let other = "
+nodeSelector: {matchLabels: {only: n2}}
+resources:
+- name: example.com/other
+  discovery: {paths: {globs: [/dev/other]}}
+";
+    world.add_config("other", other);
+    world.change_node("n2", |node| {
+        drop(node.labels.insert("only".to_owned(), "n2".to_owned()))
+    });
+    world.settle();
+    for config in ["fuse", "other"] {
+        world.change_config(config, |config| {
+            let paths = config.spec.resources[0].discovery.paths.as_mut().unwrap();
+            paths.globs.push("/dev/more".to_owned());
+        });
+    }
+    // Until a plan moves claims of both.
+    let mut plan = plan(&world.seen);
+    while plan
+        .ledger
+        .as_ref()
+        .is_none_or(|one| one.ledger.claims.len() < 2)
+    {
+        world.pass();
+        world.play();
+        plan = crate::plan::plan(&world.seen);
+    }
+    let violation = |config: &str| crate::audit::Violation {
+        rule: "no rule",
+        config: config.to_owned(),
+        write: "write of the ledger".to_owned(),
+    };
+    let of = |plan: &crate::plan::Plan, config: &str| -> Vec<_> {
+        let ledger = plan.ledger.as_ref().map(|one| &one.ledger.claims);
+        let claims = ledger.into_iter().flatten();
+        claims.filter(|one| one.config == config).cloned().collect()
+    };
+    let mut refused = plan.clone();
+    refused.refuse(&world.seen, &[violation("fuse")]);
+    assert_eq!(of(&refused, "other"), of(&plan, "other"));
+    let ledger = world.seen.ledger.ledger().cloned().unwrap_or_default();
+    let before = ledger.claims.into_iter();
+    let before: Vec<_> = before.filter(|one| one.config == "fuse").collect();
+    assert_eq!(of(&refused, "fuse"), before);
+    plan.refuse(&world.seen, &[violation("")]);
+    assert!(plan.ledger.is_none() && plan.actions.is_empty());
+}
+
+#[test]
 fn a_refused_plan_writes_nothing_and_tells_why() {
     let mut world = settled(&["n1"]);
     crash(&mut world, "n1");
