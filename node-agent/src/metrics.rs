@@ -174,8 +174,14 @@ impl Metrics {
             .inc();
     }
 
-    /// Shows what was seen.
+    /// Shows what was seen. An agent that only stands by tells nothing of devices and registrations:
+    /// who looks for trouble must not find it there.
     pub fn show(&self, seen: &Seen) {
+        if !seen.part.role.may_keep() {
+            self.registered.clear();
+            self.devices.clear();
+            return;
+        }
         for (name, resource) in &seen.resources {
             let registered = i64::from(resource.standing.is_registered());
             let label = ResourceLabel {
@@ -212,6 +218,8 @@ fn short(metric: (&'static str, &'static str)) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use node_agent_core::role::Role;
+    use node_agent_core::seen::Part;
 
     #[test]
     fn every_metric_is_exposed_under_its_name_and_help() {
@@ -224,6 +232,10 @@ mod tests {
         metrics.displaced("a.com/x");
         let seen = [("a.com/x".to_owned(), Default::default())];
         metrics.show(&Seen {
+            part: Part {
+                role: Role::Active,
+                holds: true,
+            },
             resources: seen.into(),
             ..Seen::default()
         });
@@ -246,5 +258,14 @@ mod tests {
             .filter(|line| line.starts_with("# TYPE "))
             .count();
         assert_eq!(families, METRICS.len(), "{text}");
+        metrics.show(&Seen::default());
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for of_the_other_agent in [
+            "device_plugin_agent_registered{",
+            "device_plugin_agent_devices{",
+        ] {
+            assert!(!text.contains(of_the_other_agent), "{text}");
+        }
     }
 }

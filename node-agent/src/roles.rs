@@ -378,7 +378,10 @@ impl Keeper {
                     timing.lock_poll
                 }
             }
-            Role::Active if is_named && self.found.presence.is_some() => timing.idle,
+            // Others look for this process's own lock, which a look of theirs may just have kept it
+            // from taking.
+            _ if self.found.presence.is_none() && !self.found.stopping => timing.lock_poll,
+            Role::Active if is_named => timing.idle,
             Role::Kept => timing.lock_poll,
             Role::Active | Role::Standby | Role::Leaving | Role::Idle => timing.look_around,
         }

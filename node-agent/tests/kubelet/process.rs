@@ -22,12 +22,17 @@ struct Process {
 
 impl Process {
     fn start(rig: &Rig, environment: &[(&str, &str)], flags: &[&str]) -> Self {
-        let file = rig.home.path().join("agent.json");
-        fs::write(&file, serde_json::to_vec(&config(&[tty()])).unwrap()).unwrap();
         // It served before: a process has the patience of a real one.
         let state =
             r#"{"configUid":"uid-1","revision":"0123456789","resources":["example.com/tty"]}"#;
         fs::write(rig.settings.state_dir.join("test"), state).unwrap();
+        Self::start_as_remembered(rig, environment, flags)
+    }
+
+    /// Starts it with what the host remembers.
+    fn start_as_remembered(rig: &Rig, environment: &[(&str, &str)], flags: &[&str]) -> Self {
+        let file = rig.home.path().join("agent.json");
+        fs::write(&file, serde_json::to_vec(&config(&[tty()])).unwrap()).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_device-plugin-agent"));
         command
             .env_clear()
@@ -165,6 +170,19 @@ async fn a_configuration_of_another_revision_is_refused() {
     let told = r#"is of revision \"0123456789\" of config \"test\", but this pod is of revision \"ffffffffff\""#;
     until("told", || process.logged(told)).await;
     assert!(rig.kubelet.known().calls.is_empty());
+}
+
+/// What a pod's template says counts where the host remembers nothing, and must be understood.
+#[tokio::test]
+async fn the_initial_role_is_the_templates() {
+    let rig = Rig::new(Model::V1_37);
+    let environment = [("INITIAL_ROLE", "Standby")];
+    let process = Process::start_as_remembered(&rig, &environment, &[]);
+    until("stands by", || process.logged(r#""role":"Standby""#)).await;
+    assert!(rig.kubelet.known().calls.is_empty());
+    let mut other = Process::start_as_remembered(&rig, &[], &["--initial-role", "Leader"]);
+    assert_eq!(other.ended().await.code(), Some(2));
+    until("told", || other.logged(r#""Leader" is no role"#)).await;
 }
 
 #[tokio::test]
