@@ -1,6 +1,7 @@
 //! The stories, in the order in which they run.
 
 mod change;
+mod chaos;
 mod devices;
 mod faults;
 mod fences;
@@ -8,6 +9,7 @@ mod handover;
 mod install;
 mod refusals;
 mod removal;
+mod rivals;
 
 use anyhow::Result;
 
@@ -110,9 +112,38 @@ pub const ALL: &[(&str, Story)] = &[
         "revision_that_the_kubelet_does_not_list_is_rolled_back",
         handover::revision_that_the_kubelet_does_not_list_is_rolled_back,
     ),
+    ("hand_overs_are_measured", handover::hand_overs_are_measured),
     (
-        "hand_overs_are_measured",
-        handover::hand_overs_are_measured,
+        "end_of_an_older_instance_takes_nothing_away",
+        rivals::end_of_an_older_instance_takes_nothing_away,
+    ),
+    (
+        "plugin_that_takes_a_resource_over_is_healed_or_named",
+        rivals::plugin_that_takes_a_resource_over_is_healed_or_named,
+    ),
+    (
+        "phantom_is_served_over_and_named",
+        rivals::phantom_is_served_over_and_named,
+    ),
+    (
+        "config_changed_every_second_loses_nothing",
+        chaos::config_changed_every_second_loses_nothing,
+    ),
+    (
+        "garbage_and_deleted_objects_stop_no_change",
+        chaos::garbage_and_deleted_objects_stop_no_change,
+    ),
+    (
+        "killed_processes_lose_no_device",
+        chaos::killed_processes_lose_no_device,
+    ),
+    (
+        "proven_standby_takes_over_when_nobody_is_there_to_bring_it_back",
+        chaos::proven_standby_takes_over_when_nobody_is_there_to_bring_it_back,
+    ),
+    (
+        "hand_over_stories_leave_nothing",
+        chaos::hand_over_stories_leave_nothing,
     ),
     (
         "agents_token_is_good_for_its_own_status_only",

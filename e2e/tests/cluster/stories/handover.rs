@@ -91,11 +91,16 @@ pub fn wait_for_rollout(scene: &Scene) -> Result<()> {
 
 /// The ledger's claims: node and phase.
 pub fn claims(scene: &Scene) -> Result<BTreeMap<String, String>> {
-    let path = format!("/api/v1/namespaces/{NAMESPACE}/configmaps/{}", crds::names::LEDGER);
+    let path = format!(
+        "/api/v1/namespaces/{NAMESPACE}/configmaps/{}",
+        crds::names::LEDGER
+    );
     let Some(map) = scene.api.find::<ConfigMap>(&path)? else {
         return Ok(BTreeMap::new());
     };
-    let text = map.data.and_then(|mut data| data.remove(crds::names::LEDGER_KEY));
+    let text = map
+        .data
+        .and_then(|mut data| data.remove(crds::names::LEDGER_KEY));
     let ledger: Value = serde_json::from_str(&text.unwrap_or_default()).unwrap_or_default();
     let claims = ledger["claims"].as_array().cloned().unwrap_or_default();
     Ok(claims
@@ -140,13 +145,19 @@ pub fn changed_config_reaches_every_node_under_running_pods(scene: &Scene) -> Re
     for node in NODES {
         let object = scene.node_object(CONFIG, node)?;
         ensure!(
-            object.spec.active == second && object.spec.standby.is_none() && object.spec.baseline.is_none(),
+            object.spec.active == second
+                && object.spec.standby.is_none()
+                && object.spec.baseline.is_none(),
             "{:?}",
             object.spec
         );
         scene.wait_for_allocatable(node, RESOURCE, 4)?;
     }
-    ensure!(claims(scene)?.is_empty(), "claims are left: {:?}", claims(scene)?);
+    ensure!(
+        claims(scene)?.is_empty(),
+        "claims are left: {:?}",
+        claims(scene)?
+    );
     Ok(())
 }
 
@@ -160,14 +171,21 @@ fn held(scene: &Scene) -> Result<Vec<String>> {
 
 /// Waits until a pod has ended, and how.
 fn ended(scene: &Scene, name: &str) -> Result<String> {
-    wait_until(&format!("the end of what pod {name:?} does"), PATIENCE, || {
-        let phase = scene.api.pod(name)?.status.and_then(|status| status.phase);
-        Ok(phase.filter(|phase| phase == "Succeeded" || phase == "Failed"))
-    })
+    wait_until(
+        &format!("the end of what pod {name:?} does"),
+        PATIENCE,
+        || {
+            let phase = scene.api.pod(name)?.status.and_then(|status| status.phase);
+            Ok(phase.filter(|phase| phase == "Succeeded" || phase == "Failed"))
+        },
+    )
 }
 
 pub fn revision_with_fewer_devices_never_switches(scene: &Scene) -> Result<()> {
-    let stable = scene.config(CONFIG)?.status.and_then(|status| status.stable_revision);
+    let stable = scene
+        .config(CONFIG)?
+        .status
+        .and_then(|status| status.stable_revision);
     let stable = stable.context("a stable revision")?;
     let streams = streams(scene)?;
     let rollout = json!({"maxUnavailable": 1, "gate": {"soakSeconds": 0}});
@@ -181,7 +199,8 @@ pub fn revision_with_fewer_devices_never_switches(scene: &Scene) -> Result<()> {
         Ok(halted.map(|one| one.message))
     })?;
     ensure!(
-        message.contains("FewerDevices") && message.contains("3 healthy devices where there were 4"),
+        message.contains("FewerDevices")
+            && message.contains("3 healthy devices where there were 4"),
         "{message}"
     );
     for node in NODES {
@@ -194,7 +213,10 @@ pub fn revision_with_fewer_devices_never_switches(scene: &Scene) -> Result<()> {
     wait_until("no trace of the standby", PATIENCE, || {
         for node in NODES {
             let keys = super::change::node_keys(scene, node)?;
-            ensure!(!keys.contains_key(&crds::names::node_stage_label(CONFIG)), "a stage label");
+            ensure!(
+                !keys.contains_key(&crds::names::node_stage_label(CONFIG)),
+                "a stage label"
+            );
             let spec = scene.node_object(CONFIG, node)?.spec;
             ensure!(spec.standby.is_none(), "a standby");
         }
@@ -216,15 +238,21 @@ fn streams(scene: &Scene) -> Result<Vec<Value>> {
 }
 
 pub fn revision_that_the_kubelet_does_not_list_is_rolled_back(scene: &Scene) -> Result<()> {
-    let stable = scene.config(CONFIG)?.status.and_then(|status| status.stable_revision);
+    let stable = scene
+        .config(CONFIG)?
+        .status
+        .and_then(|status| status.stable_revision);
     let stable = stable.context("a stable revision")?;
     let node = "n2";
     // On one node only, so that the other shows nothing.
     super::change::label_node(scene, "n1", "story/swap", Some("no"))?;
-    let rollout = json!({"maxUnavailable": 1, "gate": {"soakSeconds": 5, "kubeletSyncTimeoutSeconds": 0}});
+    let rollout =
+        json!({"maxUnavailable": 1, "gate": {"soakSeconds": 5, "kubeletSyncTimeoutSeconds": 0}});
     ask_for(scene, "unheard", DEVICES, &rollout)?;
     let on = wait_until("a node that is judged", ROLLOUT, || {
-        let judged = claims(scene)?.into_iter().find(|(_, phase)| phase == "Verifying");
+        let judged = claims(scene)?
+            .into_iter()
+            .find(|(_, phase)| phase == "Verifying");
         Ok(judged.map(|(node, _)| node))
     })?;
     // Another plugin takes the resource over again and again: the kubelet never lists what the new
@@ -287,7 +315,10 @@ fn times_of(scene: &Scene, pod: &Pod, message: &str) -> Result<Vec<f64>> {
             continue;
         };
         let said = line.pointer("/fields/message").or(line.get("message"));
-        if said.and_then(Value::as_str).is_some_and(|said| said.contains(message)) {
+        if said
+            .and_then(Value::as_str)
+            .is_some_and(|said| said.contains(message))
+        {
             let at = line["timestamp"].as_str().context("a timestamp")?;
             times.push(seconds(at)?);
         }
@@ -304,9 +335,17 @@ fn seconds(timestamp: &str) -> Result<f64> {
 const SWAPS: usize = 100;
 
 pub fn hand_overs_are_measured(scene: &Scene) -> Result<()> {
-    ask_for(scene, "measured", DEVICES, &json!({"maxUnavailable": 2, "gate": {"soakSeconds": 3600}}))?;
+    ask_for(
+        scene,
+        "measured",
+        DEVICES,
+        &json!({"maxUnavailable": 2, "gate": {"soakSeconds": 3600}}),
+    )?;
     wait_until("both nodes to soak", ROLLOUT, || {
-        let soaking = claims(scene)?.values().filter(|phase| *phase == "Soaking").count();
+        let soaking = claims(scene)?
+            .values()
+            .filter(|phase| *phase == "Soaking")
+            .count();
         Ok((soaking == 2).then_some(()))
     })?;
     // Both agents run, and without an operator the roles are ours to give.
@@ -323,18 +362,30 @@ fn swaps_on(scene: &Scene, node: &str) -> Result<()> {
     let (mut gaps, mut changes, mut lost) = (Vec::new(), Vec::new(), 0);
     for _ in 0..SWAPS {
         let object: DevicePluginNode = scene.api.get(&path)?;
-        let (active, standby) = (object.spec.active, object.spec.standby.context("a standby")?);
+        let (active, standby) = (
+            object.spec.active,
+            object.spec.standby.context("a standby")?,
+        );
         let agents = agents_on(scene, node)?;
-        let (old, new) = (agents.get(&active).context("old")?, agents.get(&standby).context("new")?);
+        let (old, new) = (
+            agents.get(&active).context("old")?,
+            agents.get(&standby).context("new")?,
+        );
         let opened_before = times_of(scene, new, OPENED)?.len();
         let written = now();
-        scene.api.patch(&path, &json!({"spec": {"active": standby, "standby": active}}))?;
+        scene.api.patch(
+            &path,
+            &json!({"spec": {"active": standby, "standby": active}}),
+        )?;
         let opened = wait_until("the new agent's stream", PATIENCE, || {
             let times = times_of(scene, new, OPENED)?;
             Ok((times.len() > opened_before).then(|| times[0]))
         })?;
         let closed = times_of(scene, old, CLOSED)?;
-        let closed = closed.first().copied().context("the old agent told no end")?;
+        let closed = closed
+            .first()
+            .copied()
+            .context("the old agent told no end")?;
         gaps.push((opened - closed) * 1e3);
         changes.push((opened - written) * 1e3);
         let listed = allocatable_devices(scene.node(node)?, RESOURCE)?.len();
@@ -371,7 +422,9 @@ fn now() -> f64 {
 pub fn scale_operator(scene: &Scene, replicas: u32) -> Result<()> {
     let replicas = format!("--replicas={replicas}");
     let deployment = "deployment/device-plugin-operator";
-    scene.cluster.kubectl(&["scale", "-n", NAMESPACE, deployment, &replicas])?;
+    scene
+        .cluster
+        .kubectl(&["scale", "-n", NAMESPACE, deployment, &replicas])?;
     if replicas == "--replicas=0" {
         let pods = format!(
             "/api/v1/namespaces/{NAMESPACE}/pods?labelSelector=app.kubernetes.io/name=device-plugin-operator"
@@ -382,6 +435,13 @@ pub fn scale_operator(scene: &Scene, replicas: u32) -> Result<()> {
     }
     scene
         .cluster
-        .kubectl(&["rollout", "status", "-n", NAMESPACE, deployment, "--timeout=60s"])
+        .kubectl(&[
+            "rollout",
+            "status",
+            "-n",
+            NAMESPACE,
+            deployment,
+            "--timeout=60s",
+        ])
         .map(|_| ())
 }
