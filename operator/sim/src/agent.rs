@@ -10,7 +10,6 @@ use crds::names::node_object;
 use k8s_openapi::jiff::Timestamp;
 use node_agent_core::role::{Evidence, InitialRole, Named, ObjectView, Role, role};
 use node_agent_core::role::{FALL_BACK_AFTER, TAKE_OVER_AFTER};
-use node_agent_core::writing::Meter;
 
 use crate::behaviour::Behaviour;
 use crate::bug::Bug;
@@ -109,8 +108,8 @@ pub struct Agent {
     pub closing: bool,
     /// Whether a write of its status is under way.
     pub writing: bool,
-    /// What its earlier writes leave for the next.
-    pub meter: Meter,
+    /// When it wrote last.
+    pub written: Duration,
     /// Its role when it last looked.
     pub role: Option<Role>,
 }
@@ -169,7 +168,7 @@ impl World {
             ending: false,
             closing: false,
             writing: false,
-            meter: Meter::default(),
+            written: Duration::ZERO,
             role: None,
         };
         let place = machine.name.clone();

@@ -31,9 +31,17 @@ impl World {
         self.after(wait, Event::DaemonSets);
     }
 
+    fn wake_daemon_sets_after(&mut self, wait: std::time::Duration) {
+        self.daemon_sets_are_due = true;
+        self.after(wait, Event::DaemonSets);
+    }
+
     /// The controller looks at everything.
     pub(crate) fn sync_daemon_sets(&mut self) {
         self.daemon_sets_are_due = false;
+        if self.api_is_down() {
+            return self.wake_daemon_sets_after(secs(2));
+        }
         let sets: Vec<_> = self.api.daemon_sets.objects.values().cloned().collect();
         let uids: BTreeSet<_> = sets.iter().map(|set| set.id.uid.clone()).collect();
         let pods: Vec<_> = self.api.pods.objects.values().cloned().collect();

@@ -9,6 +9,7 @@ use operator_core::ledger::Phase;
 use operator_core::revision::{agent_image, revision};
 use operator_core::seen::SeenNode;
 
+use crate::behaviour::Behaviour;
 use crate::host::Host;
 use crate::random::secs;
 use crate::world::World;
@@ -18,9 +19,25 @@ use crate::world::World;
 const QUIET: Duration = secs(65);
 
 impl World {
+    /// Whether nobody has written anything for a while.
+    pub fn is_quiet(&self) -> bool {
+        self.now.saturating_sub(self.laws.last_write) >= QUIET
+    }
+
+    /// Whether a node is tried again and again because its new agent cannot stand by there.
+    fn is_tried_for_ever(&self) -> bool {
+        let configs = self.api.configs.objects.values();
+        let targets = configs.map(|config| self.target(config));
+        let mut targets = targets.collect::<Vec<_>>().into_iter();
+        targets.any(|target| {
+            let mut hosts = self.hosts.iter();
+            hosts.any(|host| self.is_bad(&host.name, &target))
+        })
+    }
+
     /// Why this is no end; nothing where it is one.
     pub fn unfinished(&self) -> Option<String> {
-        if self.now.saturating_sub(self.laws.last_write) < QUIET {
+        if !self.is_quiet() && !self.is_tried_for_ever() {
             return Some("the operator still writes (I14)".to_owned());
         }
         let nodes = self.api.nodes.objects.values();
@@ -39,7 +56,8 @@ impl World {
         let claims = self.claims();
         let mut open = claims
             .iter()
-            .filter(|claim| claim.phase != Phase::Quarantined);
+            .filter(|claim| claim.phase != Phase::Quarantined)
+            .filter(|claim| claim.phase.is_disruptive() || !self.is_bad(&claim.node, &claim.to));
         let claim = open.next()?;
         let phase = claim.phase.as_str();
         Some(format!("{}: a claim in {phase} is left (O7)", claim.node))
@@ -97,6 +115,10 @@ impl World {
             ));
         }
         for resource in &config.spec.resources {
+            if self.is_bad(place, active) {
+                // It was proven before it failed, or while the node was away.
+                return None;
+            }
             if host.list(&resource.name) != host.devices {
                 return Some(format!("{place}: {} is not served (O1)", resource.name));
             }
@@ -133,16 +155,23 @@ impl World {
         };
         let (ready, _) = condition(ConfigCondition::Ready);
         let (_, reason) = condition(ConfigCondition::Progressing);
-        let label = node_revision_label(name);
-        let nodes = self.api.nodes.objects.values();
-        let behind: Vec<_> = nodes
-            .filter(|node| node.labels.get(&label) != Some(&target))
-            .map(|node| node.id.name.clone())
-            .collect();
+        let behind = self.behind(name, &target);
+        if self.api.nodes.objects.is_empty() {
+            // Nobody is there who could prove anything.
+            return None;
+        }
         if behind.is_empty() {
             let others = self.api.daemon_sets.objects.values();
             let others = others.filter(|set| set.config == name && set.revision != target);
-            return match (ready, others.count()) {
+            let object = self.api.revisions.get(&revision_object(name, &target));
+            let is_failed = object.is_some_and(|object| object.failed.is_some());
+            let is_hopeless = self
+                .hosts
+                .iter()
+                .any(|host| self.is_bad(&host.name, &target));
+            return match (ready || is_hopeless, others.count()) {
+                // The node where it failed is gone; the failure is not forgotten.
+                _ if is_failed => None,
                 (false, _) => Some(format!(
                     "{name}: all nodes serve {nick} and it is not Ready (O8)"
                 )),
@@ -155,36 +184,61 @@ impl World {
                 "{name}: Ready although {behind:?} do not serve {nick} (O8)"
             ));
         }
-        let object = self.api.revisions.get(&revision_object(name, &target));
+        self.rollout_is_stuck(name, &target, &behind, &reason)
+    }
+
+    /// Nodes that are not at a revision.
+    fn behind(&self, config: &str, revision: &str) -> Vec<String> {
+        let label = node_revision_label(config);
+        let nodes = self.api.nodes.objects.values();
+        nodes
+            .filter(|node| node.labels.get(&label).map(String::as_str) != Some(revision))
+            .map(|node| node.id.name.clone())
+            .collect()
+    }
+
+    /// A rollout that does not complete must say why, and be right.
+    fn rollout_is_stuck(
+        &self,
+        config: &str,
+        target: &str,
+        behind: &[String],
+        reason: &str,
+    ) -> Option<String> {
+        let nick = self.nick(target);
+        let object = self.api.revisions.get(&revision_object(config, target));
         let is_failed = object.is_some_and(|object| object.failed.is_some());
-        let tag = self.script.tags.get(&target).copied().unwrap_or_default();
-        let is_bad = self.hosts.iter().any(|host| {
-            let stuck = self
-                .script
-                .behaviours
-                .values()
-                .any(|one| *one == crate::behaviour::Behaviour::Hangs);
-            stuck || self.script.behaviour(&host.name, tag).is_bad()
-        });
+        let mut behaviours = self.script.behaviours.values();
+        let is_bad = behaviours.any(|one| *one == Behaviour::Hangs)
+            || self
+                .hosts
+                .iter()
+                .any(|host| self.is_bad(&host.name, target));
         if is_failed && !is_bad && !self.laws.harmed {
             return Some(format!(
-                "{name}: {nick} counts as failed and nothing is wrong with it"
+                "{config}: {nick} counts as failed and nothing is wrong with it"
             ));
         }
-        let waits = [
-            "Halted",
-            "PreviouslyFailed",
-            "Quarantined",
-            "Blocked",
-            "NodesUnreachable",
-        ];
-        let has_reason = is_failed || is_bad || self.laws.harmed;
-        match waits.contains(&reason.as_str()) && has_reason {
-            true => None,
-            false => Some(format!(
-                "{name}: {behind:?} do not serve {nick}, and Progressing says {reason:?} (O7)"
-            )),
-        }
+        let claims = self.claims();
+        let is_left_out = |node: &String| {
+            let mut claims = claims.iter();
+            if claims.any(|one| one.config == config && one.node == *node && one.to == target) {
+                // It is being tried again.
+                return self.is_bad(node, target);
+            }
+            let object = self.api.node_objects.get(&node_object(config, node));
+            let outcome = object.and_then(|object| object.spec.outcome.as_ref());
+            outcome.is_some_and(|outcome| outcome.revision == *target)
+        };
+        let is_told = match is_failed {
+            true => ["Halted", "PreviouslyFailed", "Quarantined"].contains(&reason),
+            false if reason == "Blocked" => self.laws.lost,
+            false => (is_bad || self.laws.harmed) && behind.iter().all(is_left_out),
+        };
+        let failed = if is_failed { " (failed)" } else { "" };
+        (!is_told).then(|| {
+            format!("{config}: {behind:?} do not serve {nick}{failed}, and Progressing says {reason:?} (O7)")
+        })
     }
 
     /// The revision that a config asks for.

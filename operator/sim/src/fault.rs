@@ -146,6 +146,43 @@ impl Fault {
         }
     }
 
+    /// Whether it is done through the API server.
+    fn needs_api(&self) -> bool {
+        match self {
+            Self::DeleteNode(..)
+            | Self::RecreateNode(_)
+            | Self::Cordon(..)
+            | Self::Evict(_)
+            | Self::DeletePods(_)
+            | Self::ForceDelete(_)
+            | Self::Label(..)
+            | Self::StageLabel(..)
+            | Self::DeleteNodeObject(..)
+            | Self::Edit(..)
+            | Self::Pause(..)
+            | Self::DeleteLedger
+            | Self::GarbageLedger
+            | Self::DeleteDaemonSet(..)
+            | Self::DeleteRevision(..)
+            | Self::DeleteConfigMap(..)
+            | Self::WipeStatus(_)
+            | Self::StealLease => true,
+            Self::KillAgent(..)
+            | Self::RestartKubelet(..)
+            | Self::Reboot(..)
+            | Self::Disconnect(..)
+            | Self::FreezeAgents(..)
+            | Self::Allocate(..)
+            | Self::CrashOperator(..)
+            | Self::PauseOperator(..)
+            | Self::Freeze(..)
+            | Self::ApiErrors(..)
+            | Self::ApiDown(_)
+            | Self::SlowDaemonSets(_)
+            | Self::ClockJump(_) => false,
+        }
+    }
+
     /// How long it lasts by itself.
     fn lasts(&self) -> Duration {
         match self {
@@ -225,6 +262,11 @@ impl Fault {
 impl World {
     /// A fault begins.
     pub(crate) fn fault(&mut self, fault: &Fault) {
+        if self.api_is_down() && fault.needs_api() {
+            // Whoever does it tries until it works.
+            let wait = self.random.between(secs(1), secs(20));
+            return self.after(wait, Event::Fault(fault.clone()));
+        }
         let place = fault.node().unwrap_or("cluster").to_owned();
         tell!(self, place, "*** {fault}");
         self.laws.note_fault(

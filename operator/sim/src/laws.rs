@@ -93,6 +93,8 @@ pub struct Laws {
     registered: BTreeMap<(HostId, String, String), Duration>,
     /// Whether something took agents, pods or nodes away.
     pub harmed: bool,
+    /// Whether somebody deleted what a revision is made from.
+    pub lost: bool,
     /// What the ledger said before the write that is under way.
     before: Option<Ledger>,
 }
@@ -122,6 +124,10 @@ impl Laws {
     ) {
         let until = now + lasts;
         self.harmed |= fault.harms_agents();
+        self.lost |= matches!(
+            fault,
+            Fault::DeleteDaemonSet(..) | Fault::DeleteRevision(..) | Fault::DeleteConfigMap(..)
+        );
         match (fault, host) {
             (Fault::Cordon(..) | Fault::Allocate(..), _) => {}
             (_, Some(host)) => {
@@ -522,7 +528,7 @@ impl World {
         }
     }
 
-    fn tell_claims(&mut self, place: &str, before: &Ledger, after: &Ledger) {
+    pub(crate) fn tell_claims(&mut self, place: &str, before: &Ledger, after: &Ledger) {
         for claim in &after.claims {
             let key = |one: &&Claim| one.config == claim.config && one.node == claim.node;
             let was = before.claims.iter().find(key);
@@ -593,6 +599,9 @@ impl World {
                 summary = summary.replace(revision, &format!("r{tag}"));
             }
             tell!(self, format!("op{at}"), "{name}: {summary}");
+            if let Some(line) = self.story.lines.last_mut() {
+                line.is_minor = true;
+            }
         }
     }
 
@@ -612,6 +621,28 @@ impl World {
                 Event::Outage(id, resource.to_owned(), self.now),
             );
         }
+    }
+
+    /// Whether what a node has proven cannot serve there: it fails late, or was never tried there
+    /// because the node was away.
+    pub fn is_hopeless(&self, node: &str, resource: &str) -> bool {
+        let objects = self.api.node_objects.objects.values();
+        let mut here = objects.filter(|object| object.spec.node_name == node);
+        here.any(|object| {
+            let spec = &object.spec;
+            let config = self.api.configs.get(&spec.config_name);
+            let resources = config.map(|config| config.spec.resources.as_slice());
+            let mut resources = resources.unwrap_or_default().iter();
+            resources.any(|one| one.name == resource)
+                && self.is_proven(&spec.config_name, node, &spec.active)
+                && self.is_bad(node, &spec.active)
+        })
+    }
+
+    /// Whether agents of a revision cannot serve on a node.
+    pub fn is_bad(&self, node: &str, revision: &str) -> bool {
+        let tag = self.script.tags.get(revision).copied().unwrap_or_default();
+        self.script.behaviour(node, tag).is_bad()
     }
 
     /// Devices have been away for some time.
@@ -639,7 +670,8 @@ impl World {
         };
         let end = since.max(excused) + bound;
         let runs = host.up && host.kubelet_since.is_some();
-        if self.now < end || !runs || !self.api.nodes.objects.contains_key(&node) {
+        let is_hopeless = self.is_hopeless(&node, resource);
+        if self.now < end || !runs || is_hopeless || !self.api.nodes.objects.contains_key(&node) {
             let wait = end.saturating_sub(self.now).max(secs(5));
             return self.after(wait, Event::Outage(id, resource.to_owned(), since));
         }

@@ -13,7 +13,7 @@ use std::time::Instant;
 use anyhow::Context;
 use clap::Parser;
 use operator_sim::bug::Bug;
-use operator_sim::run::{Options, command, run, shrink};
+use operator_sim::run::{Options, command, run, short, shrink};
 
 /// Runs seeds of the simulation.
 #[derive(Debug, Parser)]
@@ -109,7 +109,7 @@ fn tell(options: &Options) {
     least.story = true;
     let outcome = run(&least);
     let mut text = format!("\nseed {} breaks a law:\n", options.seed);
-    for line in &outcome.story {
+    for line in short(&outcome.story) {
         text.push_str(&format!("{line}\n"));
     }
     println!("{text}again: {}\n", command(&least));

@@ -347,6 +347,11 @@ impl World {
         self.plans += 1;
         let violations = audit(&seen, &plan);
         if let Some(violation) = violations.first() {
+            if let Some(write) = plan.ledger.as_ref().filter(|_| self.story.kept) {
+                let before = seen.ledger.ledger().cloned().unwrap_or_default();
+                let write = write.ledger.clone();
+                self.tell_claims(&format!("op{at}"), &before, &write);
+            }
             let text = format!("the audit refuses a plan: {violation}");
             self.break_law(&format!("op{at}"), &text);
             plan.refuse(&seen, &violations);

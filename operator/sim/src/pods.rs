@@ -34,8 +34,11 @@ impl World {
         };
         host.sync_is_due = false;
         let name = host.name.clone();
-        if !host.up || host.kubelet_since.is_none() || !host.connected || self.api_is_down() {
+        if !host.up || host.kubelet_since.is_none() || !host.connected {
             return;
+        }
+        if self.api_is_down() {
+            return self.after(secs(2), Event::HostSync(id));
         }
         let Some(host) = self.hosts.get_mut(id) else {
             return;

@@ -9,7 +9,6 @@ use crds::node::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use node_agent_core::role::Role;
-use node_agent_core::writing::{Decision, WRITE_GAP, decision};
 use operator_core::seen::Identity;
 
 use crate::agent::{Agent, View};
@@ -18,6 +17,9 @@ use crate::event::{AgentEvent, Event, HostId, Slot};
 use crate::host::{Host, Pid};
 use crate::random::{ms, secs};
 use crate::world::World;
+
+/// Time between two writes of what only people look at. What is decided by is written at once.
+const ORDINARY_GAP: Duration = secs(5);
 
 fn count(mask: u32) -> i32 {
     i32::try_from(mask.count_ones()).unwrap_or_default()
@@ -102,16 +104,23 @@ fn due(
         let wanted = active_report(agent, host);
         let present = status.active.as_ref();
         let is_other = present.is_none_or(|present| present.pod_uid != wanted.pod_uid);
-        let matches = |report: &AgentReport| -> Vec<_> {
-            let of_kubelet = |one: &ResourceReport| one.kubelet.as_ref().map(|list| list.matches);
+        let decided_by = |report: &AgentReport| -> Vec<_> {
+            let of_kubelet = |one: &ResourceReport| {
+                let list = one.kubelet.as_ref();
+                (
+                    one.registered,
+                    list.map(|list| (list.matches, list.read_after_stream)),
+                )
+            };
             report.resources.iter().map(of_kubelet).collect()
         };
-        let is_urgent = is_other || present.map(matches) != Some(matches(&wanted));
-        match decision(present, &wanted, agent.meter, now, WRITE_GAP) {
-            Decision::Nothing => {}
-            Decision::Now => return Some((Slot::Active(wanted), Duration::ZERO)),
-            Decision::In(_) if is_urgent => return Some((Slot::Active(wanted), Duration::ZERO)),
-            Decision::In(wait) => return Some((Slot::Active(wanted), wait)),
+        let is_urgent = is_other || present.map(decided_by) != Some(decided_by(&wanted));
+        if present != Some(&wanted) {
+            let wait = match is_urgent {
+                true => Duration::ZERO,
+                false => (agent.written + ORDINARY_GAP).saturating_sub(now),
+            };
+            return Some((Slot::Active(wanted), wait));
         }
         let is_left = object.spec.standby.is_none() && status.standby.is_some();
         return is_left.then_some((Slot::NoStandby, Duration::ZERO));
@@ -147,7 +156,7 @@ impl World {
         if !wait.is_zero() {
             return self.agent_after(wait, pid, AgentEvent::WriteAgain);
         }
-        agent.meter = agent.meter.after_write(now, WRITE_GAP);
+        agent.written = now;
         let on = Identity::of(&object.metadata);
         let host = agent.host;
         let wait = self.random.between(ms(3), self.script.agent_write_lag);

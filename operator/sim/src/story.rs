@@ -21,6 +21,8 @@ pub struct Line {
     pub place: String,
     /// What.
     pub what: String,
+    /// Whether it matters only to who reads everything.
+    pub is_minor: bool,
 }
 
 impl fmt::Display for Line {
@@ -41,6 +43,7 @@ macro_rules! tell {
                 at: $world.now,
                 place: $place.to_string(),
                 what: format!($($what)+),
+                is_minor: false,
             };
             $world.story.lines.push(line);
         }
