@@ -87,6 +87,13 @@ impl Present {
 }
 
 impl Revisions {
+    /// Those whose agents belong on the node.
+    pub fn all(&self) -> impl Iterator<Item = &str> {
+        [self.active.as_str()]
+            .into_iter()
+            .chain(self.standby.as_deref())
+    }
+
     /// The same, for the core.
     pub fn view(&self) -> Named<'_> {
         Named {

@@ -75,6 +75,7 @@ pub struct Found {
     took_over: Option<Revisions>,
     role_free_since: Option<Instant>,
     named_gone_since: Option<Instant>,
+    looked_for: Vec<String>,
     waiting_since: Option<Instant>,
     after_another: bool,
     lock_error: String,
@@ -248,15 +249,21 @@ impl Keeper {
         };
         let now = Instant::now();
         let active_is_present = named.is_some_and(|named| self.is_present(&named.active));
-        let others = match named {
-            Some(named) => named.standby.as_deref(),
-            None => remembered.as_deref(),
+        let looked_for: Vec<String> = match named {
+            Some(named) => named.all().map(str::to_owned).collect(),
+            None => remembered.iter().cloned().collect(),
         };
-        let somebody = active_is_present || others.is_some_and(|other| self.is_present(other));
-        self.found.named_gone_since = match self.found.named_gone_since {
-            _ if somebody => None,
-            since => since.or(Some(now)),
+        let somebody = looked_for.iter().any(|revision| self.is_present(revision));
+        let since = self.found.named_gone_since;
+        self.found.named_gone_since = if somebody {
+            None
+        } else if looked_for == self.found.looked_for {
+            since.or(Some(now))
+        } else {
+            // Those who are named from now on get their time.
+            Some(now)
         };
+        self.found.looked_for = looked_for;
         let is_proven = |named: &Revisions| {
             let own = Some(&self.revision);
             named.standby.as_ref() == own && named.baseline.as_ref() == own
@@ -291,10 +298,7 @@ impl Keeper {
     fn has_company(&self) -> bool {
         let object = self.object.borrow();
         let named = object.object.as_ref().map(|present| &present.named);
-        let mut others = named.into_iter().flat_map(|named| {
-            let standby = named.standby.as_deref();
-            standby.into_iter().chain([named.active.as_str()])
-        });
+        let mut others = named.into_iter().flat_map(Revisions::all);
         others.any(|other| self.is_present(other))
     }
 
@@ -367,6 +371,8 @@ impl Keeper {
             ObjectView::Unknown | ObjectView::Absent => false,
         };
         match role {
+            // A directory that takes no locks does not learn it within milliseconds.
+            _ if !self.found.lock_error.is_empty() => timing.look_around,
             Role::Active if self.found.role_lock.is_none() => {
                 let waited = self
                     .found

@@ -257,6 +257,7 @@ async fn a_stale_object_leaves_no_node_without_devices() {
     api.set_object(OBJECT, &named("eeeeeeeeee", None, None));
     long_enough(Duration::from_millis(300)).await;
     assert_eq!(rig.kubelet.known().calls.len(), 1);
+    assert!(serves(&api.status(), OLD));
     // Now somebody is.
     let named = rig.start_mortal("eeeeeeeeee", Standby);
     api.until_status("replaced", |status| serves(status, "eeeeeeeeee"))
@@ -317,6 +318,9 @@ async fn a_state_file_counts_only_for_its_config() {
         std::fs::write(path, state.to_string()).unwrap();
         let agent = rig.start_mortal(OLD, Standby);
         agent.until_ready().await;
+        if expected {
+            rig.kubelet.until_healths(TTY, &["Healthy"]).await;
+        }
         assert_eq!(rig.kubelet.known().is_served(TTY), expected, "{uid}");
     }
 }
