@@ -17,7 +17,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use crate::board::Board;
 use crate::error_chain::chained;
 use crate::random::jitter;
-use crate::settings::Timing;
+use crate::settings::{Drain, Timing};
 
 /// The kubelet's own clients read messages of up to this size.
 const MESSAGE_MAX: usize = 16 << 20;
@@ -135,6 +135,28 @@ impl PodResources {
     pub async fn count(&self, resource: &str) -> Result<usize, AskError> {
         let listed = self.listed().await?;
         Ok(listed.get(resource).map_or(0, BTreeSet::len))
+    }
+
+    /// Waits until the kubelet has seen the end of a resource's streams, and lists nothing of it any
+    /// more; tells how many devices it still lists when nobody can wait any longer.
+    pub async fn drained(&self, resource: &str, drain: &Drain) -> usize {
+        let start = Instant::now();
+        let mut left = 0;
+        let mut readings = 0;
+        loop {
+            let remaining = drain.limit.saturating_sub(start.elapsed());
+            if remaining.is_zero() {
+                return left;
+            }
+            match tokio::time::timeout(remaining, self.count(resource)).await {
+                Ok(Ok(0)) => return 0,
+                Ok(Ok(devices)) => left = devices,
+                // What cannot be read is waited for like what is not gone, and no longer.
+                Ok(Err(_)) | Err(_) => {}
+            }
+            readings += 1;
+            tokio::time::sleep(drain.pace.wait(readings, 0.0).min(remaining)).await;
+        }
     }
 
     /// A connection for one question: there is one every ten seconds, and none to keep alive over

@@ -134,7 +134,7 @@ impl Claim<'_> {
         if !self.after_another {
             return 0;
         }
-        match self.drained().await {
+        match self.pod_resources.drained(self.resource, &self.drain).await {
             0 => 0,
             _ if self.somebody_may_serve().await => 0,
             devices => devices,
@@ -144,29 +144,6 @@ impl Claim<'_> {
     async fn somebody_may_serve(&self) -> bool {
         let prefix = socket_prefix(self.resource);
         plugin_directory::somebody_may_serve(self.plugin_dir, &prefix).await
-    }
-
-    /// Waits until the kubelet has seen the end of the old streams; tells how many devices it still
-    /// has when nobody can wait any longer.
-    async fn drained(&self) -> usize {
-        let start = Instant::now();
-        let mut left = 0;
-        let mut readings = 0;
-        loop {
-            let remaining = self.drain.limit.saturating_sub(start.elapsed());
-            if remaining.is_zero() {
-                return left;
-            }
-            let count = self.pod_resources.count(self.resource);
-            match tokio::time::timeout(remaining, count).await {
-                Ok(Ok(0)) => return 0,
-                Ok(Ok(devices)) => left = devices,
-                // What cannot be read is waited for like what is not gone, and no longer.
-                Ok(Err(_)) | Err(_) => {}
-            }
-            readings += 1;
-            sleep(self.drain.pace.wait(readings, 0.0).min(remaining)).await;
-        }
     }
 
     async fn read(&mut self, readings: &mut Readings, start: Instant) {

@@ -13,7 +13,7 @@ use node_agent_core::registration::{Effect, Event, Phase, Registration};
 use node_agent_core::seen::Standing;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::allocations::PodResources;
 use crate::board::Board;
@@ -202,7 +202,7 @@ impl Registrar {
                     let kubelet = view.borrow_and_update().kubelet;
                     state.looked(kubelet).await;
                 }
-                () = self.displaced.notified() => state.happened(Event::Displaced).await,
+                () = self.displaced.notified() => state.displaced().await,
                 () = time_up => {
                     state.timer = None;
                     state.happened(Event::TimeUp).await;
@@ -339,6 +339,23 @@ impl Loop<'_> {
             tracing::warn!(resource, told, "not registered: trying again");
         }
         self.trouble = Some(standing);
+    }
+
+    /// The end of our own stream, too, ends whatever is newer on kubelets from 1.25 to 1.36.
+    async fn displaced(&mut self) {
+        if matches!(self.registration.phase(), Phase::Watching { .. }) {
+            self.close().await;
+            let Registrar {
+                pod_resources,
+                timing,
+                ..
+            } = self.registrar;
+            // Where the list is empty already, it does not show that end.
+            sleep(timing.drain.unseen).await;
+            let resource = self.registrar.resource();
+            pod_resources.drained(resource, &timing.drain).await;
+        }
+        self.happened(Event::Displaced).await;
     }
 
     async fn stream(&mut self, event: StreamEvent) {

@@ -104,6 +104,9 @@ pub struct Drain {
     /// Between two readings of the kubelet's list, which answers 100 requests a second to everybody.
     /// Mostly the second one shows what is waited for, so it comes soon.
     pub pace: Pace,
+    /// How long where it cannot be seen. Kubelets needed up to 10 ms, and the resource serves nobody
+    /// meanwhile, with or without the wait.
+    pub unseen: Duration,
     /// How long at most. Kubelets needed up to 10 ms; what is still listed then is listed by
     /// somebody else, and waiting longer leaves the node without devices.
     pub limit: Duration,
@@ -129,6 +132,7 @@ impl Default for Drain {
                 first: Duration::from_millis(2),
                 limit: Duration::from_millis(10),
             },
+            unseen: Duration::from_millis(100),
             limit: Duration::from_millis(500),
         }
     }

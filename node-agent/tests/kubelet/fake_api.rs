@@ -290,7 +290,11 @@ async fn write(
     };
     let query = query.unwrap_or_default();
     let expected = &body["metadata"]["resourceVersion"];
-    if !expected.is_null() && *expected != present["metadata"]["resourceVersion"] {
+    assert!(
+        expected.is_string(),
+        "a write says what it was made from: {body}"
+    );
+    if *expected != present["metadata"]["resourceVersion"] {
         let status = json!({
             "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Conflict", "code": 409,
         });

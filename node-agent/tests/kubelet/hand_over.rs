@@ -1,14 +1,18 @@
 //! Two agents of one config in one host's directories: roles, locks, and who serves when.
 
+use std::fs::File;
+use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use node_agent::ApiAccess;
+use node_agent_core::identity::lock_name;
 use node_agent_core::role::InitialRole::{Active, Standby};
+use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
 
 use crate::fake_api::FakeApi;
 use crate::fake_kubelet::{Knowledge, Model};
-use crate::rig::{Rig, Running, TTY, until};
+use crate::rig::{Rig, Running, TTY, simulated, tty, until};
 
 const OBJECT: &str = "test.n1";
 const OLD: &str = "aaaaaaaaaa";
@@ -197,9 +201,14 @@ async fn the_proven_standby_takes_over_when_the_new_one_is_gone() {
                 .is_err_and(|why| why.contains("to leave"))
         };
         until("the new one waits", told).await;
-        let calls = rig.kubelet.known().calls.len();
+        let (calls, writes) = (rig.kubelet.known().calls.len(), api.writes().len());
         long_enough(Duration::from_millis(300)).await;
         assert!(serves(&api.status(), OLD));
+        let written = format!("{:?}", &api.writes()[writes..]);
+        assert!(
+            !written.contains(&format!("pod-{NEW}")),
+            "who waits tells nothing"
+        );
         // The operator is back: what serves already is not touched by that.
         api.set_object(OBJECT, &named(OLD, Some(NEW), Some(OLD)));
         api.until_status("rolled back", |status| stands_by(status, NEW))
@@ -342,6 +351,52 @@ async fn a_kubelet_that_restarts_in_a_hand_over_is_served_by_the_new_one() {
         assert!(rig.kubelet.known().overlaps.is_empty());
         assert_eq!(rig.plugin_sockets().len(), 1);
     }
+}
+
+/// A new revision takes over what was served, and comes between nobody who serves what is new in it.
+#[tokio::test]
+async fn only_what_was_served_is_taken_over_at_once() {
+    let api = FakeApi::start().await;
+    let rig = rig(Model::V1_36, &api);
+    let (fresh, taken) = ("example.com/fresh", "example.com/taken");
+    api.set_object(OBJECT, &named(OLD, Some(NEW), None));
+    let _old = rig.start_mortal(OLD, Active);
+    api.until_status("old serves", |status| serves(status, OLD))
+        .await;
+    // Somebody else serves one of the new resources, and holds the lock of the other.
+    let _other = UnixListener::bind(rig.settings.plugin_dir.join("other.sock")).unwrap();
+    rig.pod_resources.answer(|answers| {
+        answers
+            .allocatable
+            .insert(fresh.to_owned(), vec!["theirs".to_owned()]);
+    });
+    let lock = File::create(rig.settings.lock_dir.join(lock_name(taken))).unwrap();
+    flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+    let resources = [tty(), simulated(fresh, 1), simulated(taken, 1)];
+    let new = rig.start_mortal_with(NEW, Standby, &resources);
+    api.until_status("new stands by", |status| stands_by(status, NEW))
+        .await;
+    api.set_object(OBJECT, &named(NEW, Some(OLD), Some(OLD)));
+    let some = |status: &Value| {
+        status["active"]["revision"] == NEW && status["active"]["summary"]["registered"] == "1/3"
+    };
+    api.until_status("one of three", some).await;
+    let foreign = |status: &Value| {
+        let told = status["conditions"].to_string();
+        told.contains("another plugin serves it") && told.contains("holds its lock")
+    };
+    api.until_status("told", foreign).await;
+    drop(lock);
+    let more = |status: &Value| status["active"]["summary"]["registered"] == "2/3";
+    api.until_status("two of three", more).await;
+    assert!(rig.kubelet.known().endpoints(fresh).is_empty());
+    // Back again: what only the new revision has is let go of.
+    api.set_object(OBJECT, &named(OLD, Some(NEW), Some(OLD)));
+    api.until_status("back", |status| serves(status, OLD)).await;
+    rig.kubelet
+        .until("let go", |known| !known.is_served(taken))
+        .await;
+    drop(new);
 }
 
 /// Garbage in the slots, and somebody who writes them: only the spec decides who serves.

@@ -139,9 +139,19 @@ impl Rig {
     /// Starts an agent that can be killed: it has a thread and a runtime of its own, and with them
     /// ends everything that it does.
     pub fn start_mortal(&self, revision: &str, initial: InitialRole) -> Running {
+        self.start_mortal_with(revision, initial, &[tty()])
+    }
+
+    /// The same with other resources.
+    pub fn start_mortal_with(
+        &self,
+        revision: &str,
+        initial: InitialRole,
+        resources: &[Value],
+    ) -> Running {
         let config = AgentConfig {
             revision: revision.to_owned(),
-            ..config(&[tty()])
+            ..config(resources)
         };
         let (agent, mut running) = self.prepared(config, initial);
         let (kill, killed) = oneshot::channel();
