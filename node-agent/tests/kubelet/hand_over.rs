@@ -1,7 +1,7 @@
 //! Two agents of one config in one host's directories: roles, locks, and who serves when.
 
 use std::fs::File;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use node_agent::ApiAccess;
@@ -19,7 +19,10 @@ const OLD: &str = "aaaaaaaaaa";
 const NEW: &str = "bbbbbbbbbb";
 
 fn rig(model: Model, api: &FakeApi) -> Rig {
-    let mut rig = Rig::new(model);
+    with_api(Rig::new(model), api)
+}
+
+fn with_api(mut rig: Rig, api: &FakeApi) -> Rig {
     let config = kube::Config::new(api.url().parse().unwrap());
     rig.api = Some(ApiAccess::Given(Box::new(config)));
     let timing = &mut rig.settings.timing;
@@ -28,7 +31,9 @@ fn rig(model: Model, api: &FakeApi) -> Rig {
     timing.reports.ordinary.gap = Duration::from_millis(20);
     timing.reports.urgent.gap = Duration::from_millis(1);
     timing.role.look_around = Duration::from_millis(10);
-    rig.plug("tty0");
+    if !rig.settings.host_dev_dir.join("tty0").exists() {
+        rig.plug("tty0");
+    }
     rig
 }
 
@@ -397,6 +402,75 @@ async fn only_what_was_served_is_taken_over_at_once() {
         .until("let go", |known| !known.is_served(taken))
         .await;
     drop(new);
+}
+
+/// The role comes before the resources: who waits for it takes not even those that nobody holds.
+#[tokio::test]
+async fn who_waits_for_the_role_takes_nothing() {
+    let api = FakeApi::start().await;
+    let rig = rig(Model::V1_37, &api);
+    let free = "example.com/free";
+    api.set_object(OBJECT, &named(NEW, None, None));
+    // It hears of nothing, and so goes on.
+    let deaf = Rig { api: None, ..rig };
+    let old = deaf.start_mortal(OLD, Active);
+    deaf.kubelet.until_healths(TTY, &["Healthy"]).await;
+    let rig = with_api(deaf, &api);
+    let new = rig.start_mortal_with(NEW, Active, &[tty(), simulated(free, 1)]);
+    let told = || {
+        new.readiness
+            .get()
+            .is_err_and(|why| why.contains("to leave"))
+    };
+    until("waits", told).await;
+    long_enough(Duration::from_millis(300)).await;
+    assert_eq!(rig.kubelet.known().calls.len(), 1);
+    assert!(api.writes().is_empty());
+    old.stop().await.unwrap();
+    rig.kubelet.until_healths(free, &["Healthy"]).await;
+    new.until_ready().await;
+}
+
+/// The role is let go of last: with it goes the right to tell who serves.
+#[tokio::test]
+async fn the_role_follows_the_resources() {
+    let api = FakeApi::start().await;
+    let mut rig = rig(Model::V1_37, &api);
+    let close = Duration::from_millis(600);
+    rig.settings.timing.close = close;
+    let _both = staged(&rig, &api).await;
+    // A client that says nothing: the server waits for it, within limits.
+    let endpoint = rig.kubelet.known().resources[TTY].endpoint.clone();
+    let _mute = UnixStream::connect(rig.settings.plugin_dir.join(endpoint)).unwrap();
+    let written = Instant::now();
+    api.set_object(OBJECT, &named(NEW, Some(OLD), Some(OLD)));
+    api.until_status("the new one", |status| status["active"]["revision"] == NEW)
+        .await;
+    let waited = written.elapsed();
+    assert!(waited > close - Duration::from_millis(100), "{waited:?}");
+}
+
+/// What the object says of the time before the change is as good as what the host remembers.
+#[tokio::test]
+async fn garbage_in_the_state_file_holds_up_no_hand_over() {
+    let api = FakeApi::start().await;
+    let mut rig = rig(Model::V1_36, &api);
+    let (old, _new) = staged(&rig, &api).await;
+    rig.until_remembered(OLD).await;
+    old.kill().await;
+    // For who comes the first time there would be no end of it.
+    rig.settings.timing.first_time.between_readings = Duration::from_secs(3600);
+    rig.settings.timing.first_time.after_kubelet_start = Duration::from_secs(3600);
+    let _old = rig.start_mortal(OLD, Active);
+    let _new = rig.start_mortal("cccccccccc", Standby);
+    api.until_status("serves", |status| serves(status, OLD))
+        .await;
+    let path = rig.settings.state_dir.join("test");
+    std::fs::write(&path, "garbage").unwrap();
+    api.set_object(OBJECT, &named("cccccccccc", Some(OLD), Some(OLD)));
+    api.until_status("handed over", |status| serves(status, "cccccccccc"))
+        .await;
+    rig.until_remembered("cccccccccc").await;
 }
 
 /// Garbage in the slots, and somebody who writes them: only the spec decides who serves.
