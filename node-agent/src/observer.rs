@@ -1,7 +1,7 @@
 //! Shows what was seen to those who ask over HTTP: metrics and readiness.
 
 use daemon::{Readiness, Stop};
-use node_agent_core::report;
+use node_agent_core::conditions;
 use node_agent_core::seen::Seen;
 use tokio::sync::watch;
 
@@ -18,7 +18,7 @@ pub async fn observe(
         {
             let seen = seen.borrow_and_update();
             metrics.show(&seen);
-            readiness.set(report::readiness(&seen));
+            readiness.set(conditions::readiness(&seen));
         }
         tokio::select! {
             () = stop.requested() => {

@@ -8,7 +8,7 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use crds::conditions;
+use crds::conditions::merged;
 use crds::names::{AGENT_ACTIVE_FIELD_MANAGER, AGENT_STANDBY_FIELD_MANAGER, GROUP, VERSION};
 use crds::node::DevicePluginNodeStatus;
 use daemon::{Logs, Stop};
@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Config};
+use node_agent_core::conditions::conditions;
 use node_agent_core::news::{active_news, standby_news};
 use node_agent_core::preflight::standby_report;
 use node_agent_core::report::{self, Identity};
@@ -263,17 +264,12 @@ impl Reporter {
 
     /// What is served, as it should be told. Conditions keep their time while their status stays.
     fn active(&self, seen: &Seen, there: &Present) -> DevicePluginNodeStatus {
-        let desired = report::conditions(seen);
+        let desired = conditions(seen);
         let now = Time(Timestamp::now());
         DevicePluginNodeStatus {
             standby: None,
             active: Some(report::report(&self.identity, seen)),
-            conditions: conditions::merged(
-                &there.status.conditions,
-                &desired,
-                there.generation,
-                &now,
-            ),
+            conditions: merged(&there.status.conditions, &desired, there.generation, &now),
         }
     }
 

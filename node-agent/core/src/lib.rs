@@ -6,6 +6,7 @@
 
 pub mod allocation;
 pub mod comparison;
+pub mod conditions;
 pub mod discovery;
 pub mod first_time;
 pub mod identity;
