@@ -40,6 +40,11 @@ impl World {
         if !self.is_quiet() && !self.is_tried_for_ever() {
             return Some("the operator still writes (I14)".to_owned());
         }
+        self.unfinished_but_quiet()
+    }
+
+    /// The same, whether somebody still writes or not.
+    pub fn unfinished_but_quiet(&self) -> Option<String> {
         let nodes = self.api.nodes.objects.values();
         let configs = || self.api.configs.objects.values();
         let of_nodes = nodes.flat_map(|node| {

@@ -261,7 +261,7 @@ impl Fault {
 
 impl World {
     /// A fault begins.
-    pub(crate) fn fault(&mut self, fault: &Fault) {
+    pub fn fault(&mut self, fault: &Fault) {
         if self.api_is_down() && fault.needs_api() {
             // Whoever does it tries until it works.
             let wait = self.random.between(secs(1), secs(20));
@@ -485,7 +485,8 @@ impl World {
             .collect()
     }
 
-    fn pause_operator(&mut self, at: usize, time: Duration) {
+    /// A process stands still and does not know it.
+    pub(crate) fn pause_operator(&mut self, at: usize, time: Duration) {
         let until = self.now + time;
         if let Some(operator) = self.operators.get_mut(at) {
             operator.paused_until = until;

@@ -465,6 +465,11 @@ impl World {
             }
         }
         let number = self.writes;
+        if let Some((_, time)) = self.script.stall.take_if(|(at, _)| *at == number) {
+            operator.steps.push_front(step);
+            self.pause_operator(at, time);
+            return self.operator_after(time, at, OperatorEvent::Step);
+        }
         self.writes += 1;
         let crash = self.script.crash.filter(|crash| crash.at == number);
         if crash.is_some_and(|crash| !crash.after) {

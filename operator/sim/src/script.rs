@@ -46,6 +46,8 @@ pub struct Script {
     pub frozen_agents: Vec<(usize, Duration, Duration)>,
     /// When an operator dies.
     pub crash: Option<CrashPoint>,
+    /// At which write an operator stands still, and for how long.
+    pub stall: Option<(u64, Duration)>,
 }
 
 impl Default for Script {
@@ -68,6 +70,7 @@ impl Default for Script {
             frozen: Vec::new(),
             frozen_agents: Vec::new(),
             crash: None,
+            stall: None,
         }
     }
 }
