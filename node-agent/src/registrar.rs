@@ -209,6 +209,7 @@ impl Registrar {
                 }
             }
         }
+        tracing::info!(resource = self.resource(), "ending the streams");
         state.close().await;
         state.remembered(self.timing.close).await;
     }

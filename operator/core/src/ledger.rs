@@ -46,7 +46,8 @@ pub struct Claim {
     /// Milliseconds in this phase that the operator has seen. In `Soaking`, those since the node
     /// was last seen to be all right, or 0 while it is.
     pub elapsed: u64,
-    /// Milliseconds for which the node was seen to be all right without a break.
+    /// In `Soaking`, milliseconds for which the node was seen to be all right without a break. In
+    /// `Staged`, those that `Staging` has taken.
     pub verified: u64,
     /// How often the new agent had restarted when the node was switched.
     pub restarts: i32,

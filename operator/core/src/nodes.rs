@@ -129,7 +129,9 @@ impl<'a> Wanted<'a> {
     fn of(scope: &'a Scope<'_>, member: &'a Member<'_>, stable: &'a str) -> Option<Self> {
         let spec = member.object.map(|object| &object.spec);
         let Some(claim) = scope.claims.get(member.node.id.name.as_str()) else {
-            return Some(Self::settled(scope, member, spec, stable));
+            // With a baseline it is behind the end of its claim, or the claim was lost.
+            let is_settled = spec.is_none_or(|spec| spec.baseline.is_none());
+            return is_settled.then(|| Self::settled(scope, member, spec, stable));
         };
         let is_past = match claim.phase {
             Phase::Verifying | Phase::Soaking => true,

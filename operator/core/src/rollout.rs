@@ -21,7 +21,7 @@ use crate::nodes::earliest;
 use crate::scope::{Member, Membership, Scope};
 use crate::snapshot::Snapshot;
 use advance::{advanced, deadline};
-use settings::{PERSIST, max_unavailable};
+use settings::{LAG, PERSIST, max_unavailable};
 
 /// What was decided about all rollouts.
 #[derive(Debug, Default)]
@@ -52,7 +52,7 @@ pub fn decide(seen: &Snapshot, scopes: &mut [Scope<'_>]) -> Decided {
         for claim in scope.claims.values_mut() {
             advance_clock(seen, claim);
         }
-        if !scope.is_deleting() && !seen.kinds_missing {
+        if may_rebuild(seen) && !scope.is_deleting() && !seen.kinds_missing {
             rebuild(scope);
         }
     }
@@ -93,6 +93,7 @@ pub fn decide(seen: &Snapshot, scopes: &mut [Scope<'_>]) -> Decided {
         });
         earliest(earliest(soonest, due), retry)
     });
+    let look_again = earliest(look_again, rebuilding(seen, scopes));
     kept.extend(
         scopes
             .iter()
@@ -132,6 +133,28 @@ fn advance_clock(seen: &Snapshot, claim: &mut Claim) {
     } else {
         claim.elapsed = claim.elapsed.saturating_add(watched);
     }
+}
+
+/// Whether a switched node without a claim means that the claim was lost. The ledger is read after
+/// everything else: where it can be read, the claim has most likely ended and a cache is behind,
+/// until every cache has been fresh for longer than caches may lag.
+fn may_rebuild(seen: &Snapshot) -> bool {
+    seen.ledger.ledger().is_none() || seen.watched >= LAG
+}
+
+/// When claims of switched nodes that have none are looked for again.
+fn rebuilding(seen: &Snapshot, scopes: &[Scope<'_>]) -> Option<Timestamp> {
+    let is_without = |scope: &Scope<'_>| {
+        let mut members = scope.members.iter();
+        members.any(|(name, member)| {
+            let spec = member.object.map(|object| &object.spec);
+            spec.is_some_and(|spec| spec.baseline.is_some()) && !scope.claims.contains_key(*name)
+        })
+    };
+    let left = LAG.saturating_sub(seen.watched);
+    let left = SignedDuration::try_from(left).unwrap_or(SignedDuration::ZERO);
+    let is_waiting = !left.is_zero() && scopes.iter().any(is_without);
+    is_waiting.then(|| seen.now.saturating_add(left).unwrap_or(seen.now))
 }
 
 /// Claims that are missing although their node was switched: the ledger was lost. The object says

@@ -32,6 +32,7 @@ use crate::action::{Kind, Write};
 use crate::audit::audit;
 use crate::ledger::SeenLedger;
 use crate::plan::{Plan, plan};
+use crate::rollout::settings;
 use crate::seen::{Identity, SeenDaemonSet, SeenNode, SeenPod, SeenRevision, Trouble};
 use crate::settings::Settings;
 use crate::snapshot::Snapshot;
@@ -194,8 +195,11 @@ impl World {
     /// Plays until nothing happens and no clock of a claim runs, second by second; what was written.
     pub fn roll(&mut self) -> Vec<String> {
         self.roll_until(|world| {
-            let is_waiting =
-                |claim: &String| claim.ends_with(" Quarantined") || claim.ends_with(" Staged");
+            let mut configs = world.seen.configs.values();
+            let is_paused = configs.any(|config| settings::is_paused(config));
+            let is_waiting = |claim: &String| {
+                claim.ends_with(" Quarantined") || is_paused && claim.ends_with(" Staged")
+            };
             world.claims().iter().all(is_waiting)
         })
     }

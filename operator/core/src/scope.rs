@@ -176,18 +176,16 @@ impl<'a> Scope<'a> {
         for member in self.members.values() {
             named.extend(member.pinned);
             named.extend(member.staged);
-            let spec = member.object.map(|object| &object.spec);
-            named.extend(spec.map(|spec| spec.active.as_str()));
-            named.extend(spec.and_then(|spec| spec.standby.as_deref()));
-            let baseline = spec.and_then(|spec| spec.baseline.as_ref());
-            named.extend(baseline.map(|baseline| baseline.revision.as_str()));
         }
         // Objects of nodes that are gone still name what they ran, until they are gone themselves.
-        named.extend(
-            self.stale_objects
-                .iter()
-                .map(|one| one.spec.active.as_str()),
-        );
+        let objects = self.members.values().filter_map(|member| member.object);
+        for object in objects.chain(self.stale_objects.iter().copied()) {
+            let spec = &object.spec;
+            named.push(&spec.active);
+            named.extend(spec.standby.as_deref());
+            let baseline = spec.baseline.as_ref();
+            named.extend(baseline.map(|baseline| baseline.revision.as_str()));
+        }
         let can_run = |revision: &&str| self.revisions.contains_key(revision);
         named.into_iter().filter(can_run).collect()
     }

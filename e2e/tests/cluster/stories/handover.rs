@@ -412,7 +412,7 @@ fn swaps_on(scene: &Scene, node: &str) -> Result<()> {
 
 /// What an agent logs when the kubelet reads its devices, and when it has ended its streams.
 const OPENED: &str = "the kubelet reads the devices";
-const CLOSED: &str = "ended";
+const CLOSED: &str = "ending the streams";
 
 fn now() -> f64 {
     k8s_openapi::jiff::Timestamp::now().as_microsecond() as f64 / 1e6

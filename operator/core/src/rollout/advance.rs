@@ -70,17 +70,27 @@ fn staging(
     let still = serves(scope, member, &claim.from, Strictness::Patient).is_ok() || claim.outside;
     let is_good = preflight == Some(Ok(())) && still;
     if claim.phase == Phase::Staged && !is_good {
-        return Some(enter(claim, Phase::Staging));
+        // An agent that comes and goes has no more time than one that never comes.
+        return Some(Claim {
+            elapsed: claim.verified,
+            ..enter(claim, Phase::Staging)
+        });
     }
     if is_good {
-        let may_switch = may_switch && !settings::is_paused(scope.config) && member.node.ready;
+        // What stands by for a moment only is not given a node.
+        let stays = elapsed(&claim) >= scope.seen.settings.node_status_period;
+        let may_switch =
+            may_switch && stays && !settings::is_paused(scope.config) && member.node.ready;
         return Some(match (claim.phase, may_switch) {
             (Phase::Staged, true) => Claim {
                 restarts: pod(member, &claim.to).map_or(0, |pod| pod.restarts),
                 ..enter(claim, Phase::Switching)
             },
             (Phase::Staged, false) => claim,
-            _ => enter(claim, Phase::Staged),
+            _ => Claim {
+                verified: claim.elapsed,
+                ..enter(claim, Phase::Staged)
+            },
         });
     }
     // The agent before it must serve for the new one to be compared with it.
@@ -319,6 +329,7 @@ pub fn deadline(scope: &Scope<'_>, claim: &Claim) -> Option<Duration> {
     };
     let due = match claim.phase {
         Phase::Staging => next(&[PREFLIGHT, STAGE]),
+        Phase::Staged => next(&[scope.seen.settings.node_status_period]),
         Phase::Switching => next(&[HANDOVER]),
         Phase::Verifying => next(&[two_ticks(scope), VERIFY]),
         Phase::Soaking if claim.elapsed == 0 => {
@@ -327,7 +338,7 @@ pub fn deadline(scope: &Scope<'_>, claim: &Claim) -> Option<Duration> {
         }
         Phase::Soaking => next(&[VERIFY]),
         Phase::RollingBack => next(&[ROLLBACK]),
-        Phase::Staged | Phase::Committing | Phase::Quarantined | Phase::Releasing => None,
+        Phase::Committing | Phase::Quarantined | Phase::Releasing => None,
     };
     let persist = settings::PERSIST;
     Some(due.unwrap_or(persist).min(persist))

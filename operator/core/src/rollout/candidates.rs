@@ -135,13 +135,17 @@ fn outside(scope: &Scope<'_>, member: &Member<'_>, target: &str) -> Option<bool>
     (!is_starting && pod(member, from).is_some()).then_some(true)
 }
 
-/// Until when a node is left alone because it was skipped, or for ever because it was brought back.
+/// Until when a node is left alone because it was skipped, or for ever because it was brought back,
+/// unless other nodes have proven the revision.
 fn rests(scope: &Scope<'_>, member: &Member<'_>, target: &str) -> Option<Timestamp> {
     let outcome = member.object?.spec.outcome.as_ref();
     let outcome = outcome.filter(|_| is_skipped(member, target))?;
+    let is_proven = scope.stable.revision() == Some(target);
     match outcome.result {
-        OutcomeResult::RolledBack | OutcomeResult::Quarantined => Some(Timestamp::MAX),
-        OutcomeResult::Skipped => {
+        OutcomeResult::RolledBack | OutcomeResult::Quarantined if !is_proven => {
+            Some(Timestamp::MAX)
+        }
+        _ => {
             let rest = SignedDuration::try_from(SKIPPED).unwrap_or(SignedDuration::ZERO);
             let until = outcome.at.0.saturating_add(rest).unwrap_or(Timestamp::MAX);
             let is_past = outcome.at.0 <= scope.seen.now;

@@ -27,6 +27,9 @@ pub const ACTUATOR: Duration = Duration::from_secs(30);
 pub const SKIPPED: Duration = Duration::from_mins(10);
 /// How long an agent that does not serve is taken for one that is just starting.
 pub const STARTING: Duration = Duration::from_mins(1);
+/// For longer than this no cache of an operator that sees lags: its watches show a sign of life every
+/// 15 s, or it counts as blind.
+pub const LAG: Duration = Duration::from_secs(20);
 /// The longest time that claims' clocks run without being written down.
 pub const PERSIST: Duration = Duration::from_secs(30);
 /// Most nodes of one config whose new agent stands by: each is one more pod on its node.

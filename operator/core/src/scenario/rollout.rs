@@ -365,3 +365,31 @@ fn a_node_that_goes_takes_its_revision_with_it_one_step_later() {
     world.settle();
     assert_eq!(world.claims(), Vec::<String>::new());
 }
+
+#[test]
+fn an_object_that_a_cache_shows_as_it_was_revives_no_claim() {
+    let mut world = World::with_fuse(&["n1"]);
+    world.settle();
+    change(&mut world, "fuse");
+    world.roll_until(|world| world.claims() == ["n1 Soaking"]);
+    let behind = world.seen.node_objects["fuse.n1"].clone();
+    world.roll();
+    let ahead = world.seen.node_objects.insert("fuse.n1".to_owned(), behind);
+    // As a new leader sees it whose cache lags.
+    world.seen.epoch += 1;
+    world.seen.watched = std::time::Duration::ZERO;
+    world.pass();
+    world.wait(10);
+    let written = world.pass();
+    assert!(
+        !written.iter().any(|line| line.contains("n1")),
+        "{written:?}"
+    );
+    assert_eq!(world.claims(), Vec::<String>::new());
+    world
+        .seen
+        .node_objects
+        .insert("fuse.n1".to_owned(), ahead.unwrap());
+    world.wait(3_600);
+    assert_eq!(world.settle(), Vec::<String>::new());
+}
