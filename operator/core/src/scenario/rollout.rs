@@ -390,6 +390,7 @@ fn an_object_that_a_cache_shows_as_it_was_revives_no_claim() {
         .seen
         .node_objects
         .insert("fuse.n1".to_owned(), ahead.unwrap());
+    world.settle();
     world.wait(3_600);
     assert_eq!(world.settle(), Vec::<String>::new());
 }

@@ -371,7 +371,7 @@ resources:
 ";
     world.add_config("other", other);
     world.change_node("n2", |node| {
-        drop(node.labels.insert("only".to_owned(), "n2".to_owned()))
+        drop(node.labels.insert("only".to_owned(), "n2".to_owned()));
     });
     world.settle();
     for config in ["fuse", "other"] {
