@@ -540,15 +540,27 @@ async fn a_standby_counts_the_ids_that_it_would_not_advertise() {
     );
 }
 
-/// 80: devices of somebody who is no more stay in the kubelet's list for ever.
+/// 80: devices of somebody who is no more stay in the kubelet's list for ever. Where somebody else is
+/// there, they may be that one's.
 #[tokio::test]
 async fn a_phantom_is_served_over() {
-    let api = FakeApi::start().await;
-    let rig = rig(Model::V1_37, &api);
-    let (_old, _new) = staged(&rig, &api).await;
-    rig.kubelet.haunt(TTY, &["ghost-1", "ghost-2"]);
-    api.set_object(OBJECT, &named(NEW, Some(OLD), Some(OLD)));
-    api.until_status("served", |status| serves(status, NEW))
-        .await;
-    rig.kubelet.until_healths(TTY, &["Healthy"]).await;
+    for somebody in [false, true] {
+        let api = FakeApi::start().await;
+        let rig = rig(Model::V1_37, &api);
+        let (_old, _new) = staged(&rig, &api).await;
+        let socket = rig.settings.plugin_dir.join("other.sock");
+        let _other = somebody.then(|| UnixListener::bind(socket).unwrap());
+        rig.kubelet.haunt(TTY, &["ghost-1", "ghost-2"]);
+        api.set_object(OBJECT, &named(NEW, Some(OLD), Some(OLD)));
+        let status = api
+            .until_status("served", |status| serves(status, NEW))
+            .await;
+        rig.kubelet.until_healths(TTY, &["Healthy"]).await;
+        let conditions = status["conditions"].to_string();
+        assert_eq!(
+            !conditions.contains("StaleRegistration"),
+            somebody,
+            "{conditions}"
+        );
+    }
 }
