@@ -292,14 +292,16 @@ fn idle(scope: &Scope<'_>, live: &BTreeSet<&str>) -> Vec<Write> {
     let mut writes = Vec::new();
     let sets = seen.daemon_sets.values();
     for set in sets.filter(|set| set.config == scope.name && set.owner_uid == scope.uid) {
-        let is_known = scope.revisions.contains_key(set.revision.as_str());
-        if is_known && !set.deleting && !live.contains(set.revision.as_str()) {
+        // One without a ControllerRevision is made whole again while a node has it.
+        let is_named = live.contains(set.revision.as_str()) || is_carried(scope, &set.revision);
+        if !set.deleting && !is_named {
             writes.push(delete(Kind::DaemonSet, &set.id));
         }
     }
     let is_used = |revision: &str| {
         let mut pods = scope.pods.values().flatten();
         live.contains(revision)
+            || is_carried(scope, revision)
             || pods.any(|pod| pod.revision == revision)
             || seen
                 .daemon_sets
@@ -309,8 +311,7 @@ fn idle(scope: &Scope<'_>, live: &BTreeSet<&str>) -> Vec<Write> {
     for map in maps.filter(|map| map.config == scope.name && map.owner_uid == scope.uid) {
         let revision = map.id.name.strip_prefix(scope.name);
         let revision = revision.and_then(|rest| rest.strip_prefix('-'));
-        let is_known = revision.is_some_and(|one| scope.revisions.contains_key(one));
-        if is_known && !map.deleting && !revision.is_some_and(is_used) {
+        if !map.deleting && revision.is_some_and(|one| !is_used(one)) {
             writes.push(delete(Kind::ConfigMap, &map.id));
         }
     }

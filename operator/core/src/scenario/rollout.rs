@@ -394,3 +394,17 @@ fn an_object_that_a_cache_shows_as_it_was_revives_no_claim() {
     world.wait(3_600);
     assert_eq!(world.settle(), Vec::<String>::new());
 }
+
+#[test]
+fn what_is_left_of_a_lost_revision_that_nothing_runs_goes() {
+    let mut world = World::with_fuse(&["n1"]);
+    world.settle();
+    let new = change(&mut world, "fuse");
+    world.roll_until(|world| world.seen.daemon_sets.len() == 2);
+    world.seen.revisions.remove(&format!("fuse-{new}"));
+    change(&mut world, "fuse");
+    world.roll();
+    assert_eq!(world.seen.daemon_sets.len(), 1);
+    assert_eq!(world.seen.config_maps.len(), 1);
+    assert_eq!(world.counts("fuse")[1], 1);
+}
