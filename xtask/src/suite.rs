@@ -16,11 +16,22 @@ pub enum Part {
     Check,
     /// Tests of units and shells.
     Unit,
+    /// Rollouts in a simulated cluster, with faults by seed.
+    Simulation,
     /// Tests on a real local cluster; needs root, and replaces a local cluster that is running.
     Cluster,
 }
 
 const UNIT: &[Step] = &[("tests of units and shells", unit)];
+
+const SIMULATION: &[Step] = &[
+    ("scenarios in the simulation", scenarios),
+    ("seeds in the simulation", seeds),
+];
+
+/// How many seeds every run of the tests plays: enough to have found each fault that the simulation
+/// has found so far, and few enough for three minutes on two cores.
+const SEEDS: &str = "0..20000";
 
 const CLUSTER: &[Step] = &[
     ("images of the operator and the agent", images),
@@ -32,6 +43,7 @@ pub fn run(only: &[Part]) -> anyhow::Result<()> {
     let parts = [
         (Part::Check, check::STEPS),
         (Part::Unit, UNIT),
+        (Part::Simulation, SIMULATION),
         (Part::Cluster, CLUSTER),
     ];
     let wanted: Vec<&Step> = parts
@@ -67,7 +79,23 @@ fn run_steps(wanted: &[&Step]) -> anyhow::Result<()> {
 
 fn unit() -> anyhow::Result<()> {
     note("the tests on a cluster are no part of this step: cargo xtask test --only cluster");
-    run_program(cargo().args(["test", "--workspace"]))
+    run_program(cargo().args(["test", "--workspace", "--exclude", SIMULATOR]))
+}
+
+/// The simulation's package; unoptimised it would take ten times as long.
+const SIMULATOR: &str = "operator-sim";
+
+fn scenarios() -> anyhow::Result<()> {
+    run_program(cargo().args(["test", "--profile", "sim", "--package", SIMULATOR]))
+}
+
+fn seeds() -> anyhow::Result<()> {
+    note("a seed that breaks a law is told as a short story with the command that plays it again");
+    run_program(
+        cargo()
+            .args(["run", "--quiet", "--profile", "sim", "--package", SIMULATOR])
+            .args(["--", "--seeds", SEEDS]),
+    )
 }
 
 /// The same as the cluster tests ask for: they find the work done.
