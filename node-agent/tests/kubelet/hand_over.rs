@@ -259,8 +259,11 @@ async fn a_stale_object_leaves_no_node_without_devices() {
     hasty(&mut rig);
     api.set_object(OBJECT, &named("cccccccccc", Some("dddddddddd"), None));
     let staged = rig.start_mortal(NEW, Standby);
-    let started = Instant::now();
     let old = rig.start_mortal(OLD, Active);
+    long_enough(Duration::from_millis(120)).await;
+    // Who is named anew gets its time from then on.
+    api.set_object(OBJECT, &named("ffffffffff", Some("dddddddddd"), None));
+    let started = Instant::now();
     rig.kubelet
         .until("served", |known| known.is_served(TTY))
         .await;
