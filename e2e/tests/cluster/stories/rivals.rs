@@ -112,9 +112,13 @@ pub fn plugin_that_takes_a_resource_over_is_healed_or_named(scene: &Scene) -> Re
             &[program, "--resource", RESOURCE, "--devices", "1"],
             &log,
         )?;
-        let begun = Instant::now();
-        let healed = wait_until("our list at the kubelet again", PATIENCE, || {
-            Ok(is_ours(scene, name)?.then_some(begun.elapsed()))
+        let taken = wait_until("the other plugin's list at the kubelet", PATIENCE, || {
+            Ok((!is_ours(scene, name)?).then(Instant::now))
+        });
+        let healed = taken.and_then(|taken| {
+            wait_until("our list at the kubelet again", PATIENCE, || {
+                Ok(is_ours(scene, name)?.then(|| taken.elapsed()))
+            })
         });
         taker.stop()?;
         measured(&format!("{name}: healed after a takeover"), healed?);
@@ -136,19 +140,20 @@ pub fn plugin_that_takes_a_resource_over_is_healed_or_named(scene: &Scene) -> Re
         ];
         let fighter = on_node::start(node, &words, &log)?;
         let named = wait_until("the contest told", Duration::from_secs(120), || {
-            let status = scene.config(CONFIG)?.status.unwrap_or_default();
+            let status = scene.node_object(CONFIG, name)?.status.unwrap_or_default();
             let contested = status
                 .conditions
                 .into_iter()
-                .find(|one| one.type_ == "Degraded" && one.reason == "Contested");
+                .find(|one| one.type_ == "Contested" && one.status == "True");
             Ok(contested.map(|one| one.message))
         });
         fighter.stop()?;
         let message = named?;
         ensure!(
-            message.contains(name) && message.contains("naive-"),
-            "the message names node and socket: {message}"
+            message.contains(RESOURCE) && message.contains("naive-"),
+            "the message names resource and socket: {message}"
         );
+        scene.wait_for_condition(CONFIG, "Degraded", "True", "Contested")?;
         wait_until("peace", Duration::from_secs(360), || {
             Ok(is_ours(scene, name)?.then_some(()))
         })?;
