@@ -8,6 +8,7 @@ use operator_core::action::{Kind, Write};
 use operator_core::ledger::Phase;
 
 use crate::act::revision_of;
+use crate::daemon_sets::admits;
 use crate::world::World;
 
 impl World {
@@ -182,8 +183,15 @@ impl World {
     }
 
     /// A write has been done.
-    pub(crate) fn written(&mut self, _at: usize, write: &Write) {
+    pub(crate) fn written(&mut self, at: usize, write: &Write) {
         self.laws.last_write = self.now;
+        if let Some(node) = self
+            .deserted_by(write)
+            .filter(|_| !self.is_being_repaired())
+        {
+            let text = format!("leaves {node} without a DaemonSet that selects it (I9)");
+            self.break_law(&format!("op{at}"), &text);
+        }
         match write {
             Write::LabelNode { on, labels } => {
                 *self.laws.node_writes.entry(on.name.clone()).or_default() += 1;
@@ -244,5 +252,29 @@ impl World {
             | Write::LabelPool { .. }
             | Write::Delete { .. } => {}
         }
+    }
+
+    /// A node that no DaemonSet of a config selects after a write that could have that effect.
+    fn deserted_by(&self, write: &Write) -> Option<String> {
+        let moves_agents = matches!(
+            write,
+            Write::LabelNode { .. }
+                | Write::PatchDaemonSet { .. }
+                | Write::Delete {
+                    kind: Kind::DaemonSet,
+                    ..
+                }
+        );
+        let configs = self.api.configs.objects.keys().filter(|_| moves_agents);
+        configs.into_iter().find_map(|config| {
+            let sets = || {
+                let sets = self.api.daemon_sets.objects.values();
+                sets.filter(|set| set.config == *config && !set.deleting)
+            };
+            let mut nodes = self.api.nodes.objects.values();
+            let node = nodes.find(|node| !sets().any(|set| admits(&set.template, node)));
+            node.filter(|_| sets().next().is_some())
+                .map(|node| node.id.name.clone())
+        })
     }
 }

@@ -7,7 +7,7 @@
 //! | I2 | a write that stages, switches or relabels a node finds its claim in the ledger |
 //! | I3 | the ledger holds at most one claim for a node |
 //! | I4 | one live registration of a resource on a node |
-//! | I6, I9 | a label names a revision that is promoted or proven there; what nodes or objects name is not deleted |
+//! | I6, I9 | a label names a revision that is promoted or proven there; what nodes or objects name is not deleted; every node is selected by a DaemonSet |
 //! | I7, I8, I11 | no new claim for a failed revision, while paused, or on a node that is away |
 //! | I10, I15 | devices that were served are away no longer than the bound |
 //! | I12, I13 | writes and switches per node, where nothing goes wrong (`tests/scenarios.rs`) |

@@ -135,6 +135,8 @@ pub struct Operator {
     look_again: Option<Duration>,
     /// The version of the ledger that the clocks of claims count from, and since when.
     ledger: Option<(String, Duration)>,
+    /// Whether it has written the ledger since its start.
+    wrote_ledger: bool,
     /// By config, until when nothing of it is written after a refusal, and for how long that was.
     rests: BTreeMap<String, (Duration, Duration)>,
     /// By config, when the next status may be written.
@@ -329,6 +331,11 @@ impl World {
         };
         if fails {
             return self.next_pass(at, secs(1));
+        }
+        let is_lost = operator.wrote_ledger && read.ledger().is_none();
+        if is_lost && self.lease.holder != Some((at, operator.life)) {
+            // Nothing in it could say that another one leads by now.
+            return self.check_lease(at);
         }
         let version = match &read {
             SeenLedger::Absent => String::new(),
@@ -548,6 +555,7 @@ impl World {
                 let now = self.now;
                 if let Some(operator) = self.operators.get_mut(at) {
                     operator.ledger = Some((version, now));
+                    operator.wrote_ledger = true;
                 }
                 Ok(())
             }

@@ -156,7 +156,8 @@ fn faults(random: &mut Random, configs: &[&str], nodes: u64) -> Vec<(Duration, F
             faults.push((until, Fault::Pause((*config).to_owned(), false)));
         }
     }
-    for _ in 0..random.below(6) {
+    let most = if random.percent(20) { 16 } else { 6 };
+    for _ in 0..random.below(most) {
         // Most fall into the time in which something is going on.
         let latest = *random
             .pick(&[secs(120), secs(200), FAULTS_UNTIL])
