@@ -245,6 +245,14 @@ impl Driver {
             Err(error) => return self.unreadable(error.chain()),
         };
         self.unreadable = None;
+        if self.ledgers.is_lost(&seen.ledger, leader.epoch) {
+            tracing::warn!(
+                epoch = leader.epoch,
+                "the ledger is lost: looks at the lease again"
+            );
+            self.leadership.contest(leader.epoch.saturating_add(1));
+            return LOOK_AGAIN;
+        }
         let mut plan = (self.plan)(&seen);
         let violations = audit(&seen, &plan);
         if !violations.is_empty() {

@@ -53,6 +53,8 @@ pub struct Ledgers {
     clock: Clock,
     writes: Bucket,
     failure: Option<Failure>,
+    /// The epoch that this process has written last.
+    wrote: Option<u64>,
 }
 
 struct Failure {
@@ -72,7 +74,14 @@ impl Ledgers {
             clock: Clock::default(),
             writes: Bucket::new(WRITES_PER_SECOND, Instant::now()),
             failure: None,
+            wrote: None,
         }
+    }
+
+    /// Whether a ledger that this process has written in an epoch is gone or cannot be read: whoever
+    /// did that may lead by now, and what the caches say is older than that.
+    pub fn is_lost(&self, seen: &SeenLedger, epoch: u64) -> bool {
+        seen.ledger().is_none() && self.wrote == Some(epoch)
     }
 
     /// What the ledger says, and for how long the cluster has been watched since this process
@@ -121,6 +130,7 @@ impl Ledgers {
         match self.send(write).await {
             Ok(written) => {
                 self.failure = None;
+                self.wrote = Some(write.ledger.epoch);
                 self.clock.wrote(Identity::of(written.meta()));
                 metrics.recorded(Recording::Written);
                 Recorded::Written

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crds::DevicePluginNodeSpec;
 use crds::names::{CLEANUP_FINALIZER, NODE_LABEL_PREFIX, PROMOTED_ANNOTATION, revision_object};
 use serde_json::Value;
 
@@ -163,10 +164,17 @@ pub fn promote(scope: &Scope<'_>, revision: &SeenRevision) -> Write {
 /// Whether a node runs, or is to run, a revision.
 fn is_carried(scope: &Scope<'_>, revision: &str) -> bool {
     let is_claimed = |claim: &Claim| claim.from == revision || claim.to == revision;
+    let of_spec = |spec: &DevicePluginNodeSpec| {
+        let baseline = spec.baseline.as_ref().map(|baseline| &baseline.revision);
+        let named = [Some(&spec.active), spec.standby.as_ref(), baseline];
+        named.into_iter().flatten().any(|one| one == revision)
+    };
+    let mut stale = scope.stale_objects.iter();
     scope.claims.values().any(is_claimed)
+        || stale.any(|object| of_spec(&object.spec))
         || scope.members.values().any(|member| {
-            let active = member.object.map(|object| object.spec.active.as_str());
-            [member.pinned, member.staged, active].contains(&Some(revision))
+            [member.pinned, member.staged].contains(&Some(revision))
+                || member.object.is_some_and(|object| of_spec(&object.spec))
         })
 }
 

@@ -340,9 +340,15 @@ fn promotion(scope: &Scope<'_>) -> Option<Write> {
         .filter(|one| one.node.ready && !is_skipped(one, target))
         .peekable();
     counted.peek()?;
-    counted
-        .all(|member| member.pinned == Some(target) && is_at(member, target))
-        .then(|| promote(scope, revision))
+    let serves = |member: &Member<'_>| {
+        judge::serves(scope, member, target, judge::Strictness::Patient).is_ok()
+    };
+    let mut is_served = false;
+    let is_everywhere = counted.all(|member| {
+        is_served |= serves(member);
+        member.pinned == Some(target) && is_at(member, target)
+    });
+    (is_everywhere && is_served).then(|| promote(scope, revision))
 }
 
 fn is_at(member: &Member<'_>, revision: &str) -> bool {

@@ -101,6 +101,33 @@ async fn the_ledger_is_written_before_anything_is_done() {
 }
 
 #[tokio::test]
+async fn a_leader_whose_ledger_is_lost_looks_at_the_lease_again() {
+    let bench = Bench::prepared().await;
+    bench.add_node("n1");
+    bench.add_config("fuse");
+    let _operator = bench.another_with("operator-a", TIMING, recording());
+    bench.serve("fuse", "n1").await;
+    bench.server.until("Ready", is_ready).await;
+    for harm in [None, Some("{garbage")] {
+        let epoch = |cluster: &Cluster| ledger(cluster).and_then(|ledger| ledger["epoch"].as_u64());
+        let before = bench.server.change(|cluster| epoch(cluster));
+        match harm {
+            None => bench.server.delete(MAPS, LEDGER),
+            Some(garbage) => put(&bench, garbage),
+        }
+        // News, so that the operator looks before its rest is over.
+        let news =
+            json!({ "metadata": { "labels": { "news": before.unwrap_or_default().to_string() } } });
+        bench.server.patch("nodes", "n1", &news);
+        let is_anew = |cluster: &Cluster| epoch(cluster) > before;
+        bench
+            .server
+            .until("a ledger of a later epoch", is_anew)
+            .await;
+    }
+}
+
+#[tokio::test]
 async fn a_ledger_that_somebody_else_has_written_ends_the_pass() {
     let bench = Bench::prepared().await;
     bench.add_node("n1");

@@ -270,7 +270,7 @@ fn rolling_back(scope: &Scope<'_>, member: &Member<'_>, claim: Claim) -> Option<
     // Blamed once the old revision does better here than the new one.
     let blames = claim.blames || (serves && !claim.outside);
     let claim = Claim { blames, ..claim };
-    if is_clean && is_marked(scope, &claim) {
+    if is_clean && is_marked(scope, &claim) && is_gone(member, &claim) {
         return None;
     }
     if claim.phase == Phase::RollingBack && !serves && elapsed(&claim) >= ROLLBACK {
@@ -308,7 +308,14 @@ fn releasing(scope: &Scope<'_>, member: &Member<'_>, claim: Claim) -> Option<Cla
     let spec = member.object.map(|object| &object.spec);
     let is_clean = member.staged.is_none()
         && spec.is_none_or(|spec| spec.standby.is_none() && spec.baseline.is_none());
-    (!is_clean || !is_marked(scope, &claim)).then_some(claim)
+    let is_over = is_clean && is_marked(scope, &claim) && is_gone(member, &claim);
+    (!is_over).then_some(claim)
+}
+
+/// Whether the agent that has to go is on its way: one that hears late of what it no longer is must
+/// still have a claim.
+fn is_gone(member: &Member<'_>, claim: &Claim) -> bool {
+    claim.to == claim.from || pod(member, &claim.to).is_none()
 }
 
 /// Whether the revision has its mark, if it is to have one.
