@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use crds::{DevicePluginConfig, DevicePluginNode};
 use e2e::cluster::node::Node;
 use e2e::cluster::{Cluster, Options};
@@ -170,6 +170,16 @@ impl Scene {
         wait_until(&format!("the end of pod {name:?}"), PATIENCE, || {
             Ok(self.api.find::<Pod>(&pod)?.is_none().then_some(()))
         })
+    }
+}
+
+/// How often something is done, unless the environment says otherwise.
+pub fn times(variable: &str, default: usize) -> Result<usize> {
+    match std::env::var(variable) {
+        Err(_) => Ok(default),
+        Ok(text) => text
+            .parse()
+            .with_context(|| format!("{variable}={text:?} is not a number")),
     }
 }
 

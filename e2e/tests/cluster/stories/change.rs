@@ -199,14 +199,6 @@ fn label(scene: &Scene, node: &str, value: Value) -> Result<()> {
     )
 }
 
-/// Sets a label of a node, or removes it.
-pub fn label_node(scene: &Scene, node: &str, key: &str, value: Option<&str>) -> Result<()> {
-    scene.api.patch(
-        &format!("{}/{node}", path::NODES),
-        &json!({"metadata": {"labels": {key: value}}}),
-    )
-}
-
 /// Labels and annotations of a node.
 pub fn node_keys(scene: &Scene, node: &str) -> Result<BTreeMap<String, String>> {
     let node: k8s_openapi::api::core::v1::Node =
