@@ -235,6 +235,7 @@ mod tests {
             part: Part {
                 role: Role::Active,
                 holds: true,
+                shown: true,
             },
             resources: seen.into(),
             ..Seen::default()

@@ -344,7 +344,9 @@ impl Loop<'_> {
 
     /// The end of our own stream, too, ends whatever is newer on kubelets from 1.25 to 1.36.
     async fn displaced(&mut self) {
-        if matches!(self.registration.phase(), Phase::Watching { .. }) {
+        // Without a kubelet there is nobody to register at, and a stream that is open is all there is.
+        let is_watched = matches!(self.registration.phase(), Phase::Watching { .. });
+        if is_watched && self.kubelet.is_some() {
             self.close().await;
             let Registrar {
                 pod_resources,

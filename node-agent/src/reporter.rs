@@ -193,13 +193,19 @@ impl Reporter {
                             Some(Duration::ZERO)
                         }
                         Ok(Written::Ended) => Some(Duration::ZERO),
-                        // Should the watch be slower than this, the next try fails like this one.
-                        Ok(Written::Outdated) => Some(self.timing.api_retry.first),
+                        Ok(Written::Outdated) => {
+                            self.look(&api).await;
+                            Some(self.timing.api_retry.first)
+                        }
                         Err(error) => {
                             failures += 1;
                             let error = chained(error.as_ref());
                             tracing::warn!(object = self.name, error, "failed to write the report");
-                            sleep(self.timing.api_retry.wait(failures, jitter())).await;
+                            // A watch that tells something proves that the API server is there.
+                            tokio::select! {
+                                () = sleep(self.timing.api_retry.wait(failures, jitter())) => {}
+                                Ok(()) = object.changed() => object.mark_changed(),
+                            }
                             Some(Duration::ZERO)
                         }
                     }
@@ -223,6 +229,21 @@ impl Reporter {
         }
     }
 
+    /// Reads the object that a write was refused for: its watch may be dead without knowing it.
+    async fn look(&self, api: &Api<Loose>) {
+        let found = tokio::time::timeout(self.timing.api_call, api.get_opt(&self.name)).await;
+        match found {
+            Ok(Ok(found)) => {
+                node_object::show(&self.object, Told::List(found), &self.config_uid);
+            }
+            Ok(Err(error)) => {
+                let error = chained(&error);
+                tracing::debug!(error, "failed to read the node's object");
+            }
+            Err(_elapsed) => tracing::debug!("failed to read the node's object: no answer"),
+        }
+    }
+
     /// The slot that this agent has to write, if it has one and it is not there already.
     fn slot(
         &self,
@@ -233,6 +254,7 @@ impl Reporter {
         let (present, named) = (&there.status, &there.named);
         if !seen.part.holds {
             let is_standby = seen.part.role == Role::Standby
+                && seen.part.shown
                 && named.standby.as_ref() == Some(&self.identity.revision);
             let wanted = is_standby.then(|| standby_report(&self.identity, seen))??;
             let news = standby_news(present.standby.as_ref(), Some(&wanted));
@@ -246,7 +268,8 @@ impl Reporter {
             });
         }
         let status = self.active(seen, there);
-        let news = active_news(present, &status, last);
+        let is_judged = named.baseline.is_some();
+        let news = active_news(present, &status, last, is_judged);
         // One write at a time: what is served comes first.
         if news != News::Urgent && named.standby.is_none() && present.standby.is_some() {
             return Some(Slot {

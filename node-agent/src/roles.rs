@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use daemon::Stop;
-use node_agent_core::identity::{presence_lock_name, role_lock_name};
-use node_agent_core::role::{Evidence, InitialRole, ObjectView, Role, role};
+use node_agent_core::identity::{presence_lock_name, role_lock_name, waiting_lock_name};
+use node_agent_core::role::{Evidence, InitialRole, ObjectView, Role, SERVED_AFTER, role};
 use node_agent_core::seen::Part;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
@@ -71,15 +71,51 @@ pub struct Keeper {
 #[derive(Default)]
 pub struct Found {
     presence: Option<FileLock>,
+    waiting: Option<FileLock>,
     role_lock: Option<FileLock>,
     took_over: Option<Revisions>,
-    role_free_since: Option<Instant>,
+    role_free: Free,
     named_gone_since: Option<Instant>,
     looked_for: Vec<String>,
     waiting_since: Option<Instant>,
     after_another: bool,
     lock_error: String,
     stopping: bool,
+}
+
+/// For how long the role lock was seen free.
+#[derive(Clone, Copy, Debug, Default)]
+struct Free {
+    total: Duration,
+    /// The last look, if it was free then.
+    free_at: Option<Instant>,
+    held_since: Option<Instant>,
+}
+
+impl Free {
+    /// One more look. Whoever takes the lock and dies soon after has not served: the time goes on
+    /// where it stopped.
+    fn next(self, is_free: bool, now: Instant, haste: u32) -> Self {
+        if is_free {
+            let passed = self.free_at.map_or(Duration::ZERO, |at| now - at);
+            return Self {
+                total: self.total + passed,
+                free_at: Some(now),
+                held_since: None,
+            };
+        }
+        let held_since = self.held_since.unwrap_or(now);
+        let has_served = (now - held_since).saturating_mul(haste) >= SERVED_AFTER;
+        Self {
+            total: if has_served {
+                Duration::ZERO
+            } else {
+                self.total
+            },
+            free_at: None,
+            held_since: Some(held_since),
+        }
+    }
 }
 
 /// Somebody holds locks that the role lock stands above.
@@ -196,6 +232,7 @@ impl Keeper {
         if !role.may_take() {
             self.found.waiting_since = None;
         }
+        self.show_waiting(role.may_take() && self.found.role_lock.is_none());
         if !role.may_keep() && nothing_is_held() && self.found.role_lock.take().is_some() {
             tracing::info!(?role, "released the role");
             self.found.took_over = None;
@@ -204,6 +241,8 @@ impl Keeper {
         self.board.part(Part {
             role,
             holds: holds && role.may_keep(),
+            // Where no locks can be taken, that is what there is to tell.
+            shown: self.found.presence.is_some() || !self.found.lock_error.is_empty(),
         });
         let duty = Duty {
             may_take: holds && role.may_take(),
@@ -214,6 +253,19 @@ impl Keeper {
             baseline: self.baseline(),
         };
         (duty, self.next_look(role))
+    }
+
+    /// Holds the lock by which whoever holds the role learns that it is awaited, and not only named.
+    fn show_waiting(&mut self, waits: bool) {
+        if !waits {
+            self.found.waiting = None;
+        } else if self.found.waiting.is_none() {
+            let name = waiting_lock_name(&self.config, &self.revision);
+            match FileLock::try_take(&self.lock_dir, &name) {
+                Ok(lock) => self.found.waiting = lock,
+                Err(error) => self.lock_failed(&error),
+            }
+        }
     }
 
     /// Holds this process's own lock, by which others see that it is here. Another process of the
@@ -248,7 +300,12 @@ impl Keeper {
             None => self.state.revision(),
         };
         let now = Instant::now();
-        let active_is_present = named.is_some_and(|named| self.is_present(&named.active));
+        let successor_waits = named.is_some_and(|named| {
+            let name = waiting_lock_name(&self.config, &named.active);
+            let is_another = named.active != self.revision;
+            // Where that cannot be seen, what is served goes on.
+            is_another && FileLock::is_held(&self.lock_dir, &name).unwrap_or(false)
+        });
         let looked_for: Vec<String> = match named {
             Some(named) => named.all().map(str::to_owned).collect(),
             None => remembered.iter().cloned().collect(),
@@ -269,12 +326,13 @@ impl Keeper {
             named.standby.as_ref() == own && named.baseline.as_ref() == own
         };
         // Nobody else has to know, and a look disturbs those who want it.
-        let is_free = named.is_some_and(is_proven)
-            && self.found.role_lock.is_none()
-            && self.role_lock_is_free();
-        self.found.role_free_since = match self.found.role_free_since {
-            _ if !is_free => None,
-            since => since.or(Some(now)),
+        let may_take_over = named.is_some_and(is_proven) && self.found.role_lock.is_none();
+        self.found.role_free = match may_take_over {
+            false => Free::default(),
+            true => {
+                let is_free = self.role_lock_is_free();
+                self.found.role_free.next(is_free, now, self.timing.haste)
+            }
         };
         let since = |time: Option<Instant>| {
             let lasted = time.map_or(Duration::ZERO, |time| now - time);
@@ -287,9 +345,9 @@ impl Keeper {
             remembered: remembered.as_deref(),
             holds_role: self.found.role_lock.is_some(),
             took_over: named.is_some() && self.found.took_over.as_ref() == named,
-            role_free_for: since(self.found.role_free_since),
+            role_free_for: self.found.role_free.total.saturating_mul(self.timing.haste),
             named_gone_for: since(self.found.named_gone_since),
-            active_is_present,
+            successor_waits,
         })
     }
 

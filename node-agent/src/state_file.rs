@@ -117,7 +117,8 @@ fn write(path: &Path, state: &State) -> io::Result<()> {
         fs::create_dir_all(directory)?;
     }
     // A config's name has no dot: no other config's file has this name.
-    let fresh = path.with_extension("new");
+    // Agents of other revisions write their own.
+    let fresh = path.with_extension(format!("{}.new", state.revision));
     let mut file = File::create(&fresh)?;
     file.write_all(&text)?;
     file.sync_all()?;

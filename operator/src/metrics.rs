@@ -284,6 +284,8 @@ impl Metrics {
                 ("desired", counts.desired),
                 ("updated", counts.updated),
                 ("pending", counts.pending),
+                ("inFlight", counts.in_flight),
+                ("rolledBack", counts.rolled_back),
                 ("ready", counts.ready),
                 ("failed", counts.failed),
                 ("skipped", counts.skipped),

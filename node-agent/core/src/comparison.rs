@@ -70,7 +70,8 @@ pub struct Comparison {
 struct Stream {
     opened: Duration,
     due: Duration,
-    differed: bool,
+    /// When a difference was seen first.
+    differed: Option<Duration>,
     told: Option<KubeletSeen>,
 }
 
@@ -113,7 +114,7 @@ impl Comparison {
         self.stream = opened.map(|opened| Stream {
             opened,
             due: opened + limits.first.iter().min().copied().unwrap_or_default(),
-            differed: false,
+            differed: None,
             told: None,
         });
     }
@@ -151,8 +152,9 @@ impl Comparison {
             return Verdict::Fine;
         }
         let matches = reading.listed == reading.sent;
-        let is_certain = matches || stream.differed;
-        stream.differed = !matches;
+        let first = stream.differed.filter(|_| !matches);
+        let is_certain = matches || first.is_some_and(|first| now >= first + limits.again);
+        stream.differed = (!matches).then(|| first.unwrap_or(now));
         if is_certain {
             stream.tell(reading, matches, limits);
         }

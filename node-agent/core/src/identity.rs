@@ -64,6 +64,12 @@ pub fn presence_lock_name(config: &str, revision: &str) -> String {
     format!("{config}.{revision}.present")
 }
 
+/// Name of the lock that a process of a revision holds while it waits for the role: whoever holds
+/// the role lets go of it for somebody who is ready to take it, and for nobody else.
+pub fn waiting_lock_name(config: &str, revision: &str) -> String {
+    format!("{config}.{revision}.waits")
+}
+
 /// The first hex digits of a hash over texts; the texts cannot run into each other, because none
 /// holds a zero byte.
 fn digits(texts: &[&str], count: usize) -> String {
@@ -123,6 +129,7 @@ mod tests {
             role_lock_name("fuse"),
             presence_lock_name("fuse", "0123456789"),
             presence_lock_name("fuse", "role"),
+            waiting_lock_name("fuse", "0123456789"),
         ];
         let distinct: std::collections::BTreeSet<&String> = names.iter().collect();
         assert_eq!(distinct.len(), names.len());

@@ -7,16 +7,17 @@ use crate::writing::News;
 
 /// What the slot of the agent that serves, with its conditions, would tell over what is present.
 /// `written` is what this process wrote last: where that is still wanted and something else is there,
-/// somebody else wrote it.
+/// somebody else wrote it. While the node is being changed it is also judged by its healthy devices.
 pub fn active_news(
     present: &DevicePluginNodeStatus,
     wanted: &DevicePluginNodeStatus,
     written: Option<&DevicePluginNodeStatus>,
+    is_judged: bool,
 ) -> News {
     if is_same_active(present, wanted) {
         News::None
     } else if written.is_some_and(|written| is_same_active(written, wanted))
-        || decisive(present) != decisive(wanted)
+        || decisive(present, is_judged) != decisive(wanted, is_judged)
     {
         News::Urgent
     } else {
@@ -29,7 +30,7 @@ fn is_same_active(one: &DevicePluginNodeStatus, other: &DevicePluginNodeStatus) 
 }
 
 /// What the operator decides by; counts of devices come and go.
-fn decisive(status: &DevicePluginNodeStatus) -> impl PartialEq {
+fn decisive(status: &DevicePluginNodeStatus, is_judged: bool) -> impl PartialEq {
     let agent = status.active.as_ref().map(|report| {
         let AgentReport {
             revision,
@@ -47,7 +48,8 @@ fn decisive(status: &DevicePluginNodeStatus) -> impl PartialEq {
                 let list = resource.kubelet.as_ref();
                 let list = list.map(|list| (list.matches, list.read_after_stream));
                 let (registered, missing) = (resource.registered, resource.missing_allocated);
-                (resource.name.clone(), registered, list, missing)
+                let healthy = is_judged.then_some(resource.healthy);
+                (resource.name.clone(), registered, list, missing, healthy)
             })
             .collect();
         (
@@ -71,7 +73,12 @@ fn decisive(status: &DevicePluginNodeStatus) -> impl PartialEq {
 pub fn standby_news(present: Option<&StandbyReport>, wanted: Option<&StandbyReport>) -> News {
     let decisive = |report: &StandbyReport| {
         let preflight = report.preflight.ok;
-        (report.revision.clone(), report.pod_uid.clone(), preflight)
+        let counts = report.resources.iter();
+        let counts: Vec<_> = counts
+            .map(|one| (one.name.clone(), one.healthy, one.missing_allocated))
+            .collect();
+        let (revision, pod_uid) = (report.revision.clone(), report.pod_uid.clone());
+        (revision, pod_uid, preflight, counts)
     };
     if present == wanted {
         News::None
@@ -119,7 +126,7 @@ mod tests {
     #[test]
     fn what_is_decided_by_is_urgent() {
         let check = |change: fn(&mut AgentReport), expected| {
-            let news = active_news(&status(|_| {}), &status(change), None);
+            let news = active_news(&status(|_| {}), &status(change), None, false);
             assert_eq!(news, expected, "{:?}", status(change));
         };
         check(|_| {}, News::None);
@@ -136,19 +143,28 @@ mod tests {
         check(|report| report.resources[0].healthy = 7, News::Ordinary);
         check(|report| report.summary.allocated = 7, News::Ordinary);
         let nothing = DevicePluginNodeStatus::default();
-        assert_eq!(active_news(&nothing, &status(|_| {}), None), News::Urgent);
+        assert_eq!(
+            active_news(&nothing, &status(|_| {}), None, false),
+            News::Urgent
+        );
     }
 
     #[test]
     fn what_somebody_else_wrote_is_replaced_at_once() {
         let wanted = status(|_| {});
         let theirs = status(|report| report.resources[0].healthy = 9);
-        assert_eq!(active_news(&theirs, &wanted, Some(&wanted)), News::Urgent);
-        assert_eq!(active_news(&theirs, &wanted, Some(&theirs)), News::Ordinary);
+        assert_eq!(
+            active_news(&theirs, &wanted, Some(&wanted), false),
+            News::Urgent
+        );
+        assert_eq!(
+            active_news(&theirs, &wanted, Some(&theirs), false),
+            News::Ordinary
+        );
     }
 
     #[test]
-    fn a_standbys_word_is_urgent_when_it_turns() {
+    fn a_standbys_word_and_its_counts_are_urgent() {
         let report = |ok, healthy| {
             let resource = StandbyResource {
                 healthy,
@@ -170,7 +186,7 @@ mod tests {
         assert_eq!(news(None, report(true, 1)), News::Urgent);
         assert_eq!(news(report(true, 1), None), News::Urgent);
         assert_eq!(news(report(true, 1), report(true, 1)), News::None);
-        assert_eq!(news(report(true, 1), report(true, 2)), News::Ordinary);
+        assert_eq!(news(report(true, 1), report(true, 2)), News::Urgent);
         assert_eq!(news(report(true, 1), report(false, 1)), News::Urgent);
     }
 }

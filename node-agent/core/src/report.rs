@@ -232,6 +232,7 @@ pub(crate) mod tests {
             part: Part {
                 role: Role::Active,
                 holds: true,
+                shown: true,
             },
             resources: named
                 .map(|(n, seen)| (format!("example.com/r{n}"), seen))

@@ -91,8 +91,9 @@ pub struct Evidence<'a> {
     /// How long no process of the named active or standby revision, or of the remembered one where
     /// there is no object, has been on this host.
     pub named_gone_for: Duration,
-    /// Whether a process of the named active revision is on this host.
-    pub active_is_present: bool,
+    /// Whether a process of the named active revision is on this host, knows that it is its turn, and
+    /// waits for the role.
+    pub successor_waits: bool,
 }
 
 /// What an agent does about the locks.
@@ -122,6 +123,10 @@ impl Role {
     }
 }
 
+/// Whoever has held the role for this long has served: after that the time until the standby takes
+/// over begins anew. An agent that crashes again and again does it within seconds.
+pub const SERVED_AFTER: Duration = Duration::from_secs(60);
+
 /// The role that follows from the evidence.
 pub fn role(evidence: &Evidence<'_>) -> Role {
     match evidence.object {
@@ -143,7 +148,7 @@ fn standby(evidence: &Evidence<'_>, named: Named<'_>) -> Role {
         evidence.took_over || (!evidence.holds_role && evidence.role_free_for >= TAKE_OVER_AFTER);
     if is_proven && takes_over {
         Role::Active
-    } else if evidence.holds_role && !evidence.active_is_present {
+    } else if evidence.holds_role && !evidence.successor_waits {
         Role::Kept
     } else {
         Role::Standby
@@ -152,7 +157,7 @@ fn standby(evidence: &Evidence<'_>, named: Named<'_>) -> Role {
 
 /// The object names others.
 fn unnamed(evidence: &Evidence<'_>) -> Role {
-    if evidence.active_is_present {
+    if evidence.successor_waits {
         return if evidence.holds_role {
             Role::Leaving
         } else {
@@ -206,7 +211,7 @@ mod tests {
             took_over: false,
             role_free_for: Duration::ZERO,
             named_gone_for: Duration::ZERO,
-            active_is_present: false,
+            successor_waits: false,
         }
     }
 
@@ -220,11 +225,11 @@ mod tests {
     #[test]
     fn the_named_active_revision_is_active_whatever_else_is_so() {
         for initial in [InitialRole::Active, InitialRole::Standby] {
-            for (holds_role, active_is_present) in [(false, false), (true, true)] {
+            for (holds_role, successor_waits) in [(false, false), (true, true)] {
                 let evidence = Evidence {
                     initial,
                     holds_role,
-                    active_is_present,
+                    successor_waits,
                     remembered: Some("old"),
                     ..named("new")
                 };
@@ -258,7 +263,7 @@ mod tests {
     fn who_took_over_stays_until_the_object_changes() {
         let holder = Evidence {
             holds_role: true,
-            active_is_present: true,
+            successor_waits: true,
             ..named("old")
         };
         let took_over = Evidence {
@@ -286,7 +291,7 @@ mod tests {
         };
         assert_eq!(role(&holder), Role::Kept);
         let followed = Evidence {
-            active_is_present: true,
+            successor_waits: true,
             ..holder
         };
         assert_eq!(role(&followed), Role::Standby);
@@ -294,10 +299,10 @@ mod tests {
 
     #[test]
     fn who_is_not_named_keeps_what_it_has_until_the_active_one_is_there() {
-        let check = |holds_role, active_is_present, expected| {
+        let check = |holds_role, successor_waits, expected| {
             let evidence = Evidence {
                 holds_role,
-                active_is_present,
+                successor_waits,
                 initial: InitialRole::Active,
                 remembered: Some("other"),
                 ..named("other")
@@ -312,11 +317,11 @@ mod tests {
 
     #[test]
     fn who_is_not_named_serves_only_if_nobody_else_could() {
-        let check = |initial, gone, active_is_present, expected| {
+        let check = |initial, gone, successor_waits, expected| {
             let evidence = Evidence {
                 initial,
                 named_gone_for: gone,
-                active_is_present,
+                successor_waits,
                 ..named("other")
             };
             assert_eq!(role(&evidence), expected, "{evidence:?}");

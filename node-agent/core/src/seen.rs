@@ -30,6 +30,9 @@ pub struct Part {
     pub role: Role,
     /// Whether it holds the role lock and goes on holding it: it alone tells what is served here.
     pub holds: bool,
+    /// Whether it holds its revision's lock: of two processes of one revision, one alone tells how it
+    /// stands by.
+    pub shown: bool,
 }
 
 impl Default for Part {
@@ -37,6 +40,7 @@ impl Default for Part {
         Self {
             role: Role::Idle,
             holds: false,
+            shown: true,
         }
     }
 }

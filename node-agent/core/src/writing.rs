@@ -80,7 +80,11 @@ pub struct Meter {
 impl Meter {
     /// What is left after one more write.
     pub fn after_write(self, now: Duration, rates: &Rates) -> Self {
-        let after = |scheduled: Duration, rate: Rate| scheduled.max(now).saturating_add(rate.gap);
+        let after = |scheduled: Duration, rate: Rate| {
+            // Whatever was written, nothing waits for longer than one gap.
+            let latest = now.saturating_add(rate.gap.saturating_mul(rate.burst));
+            scheduled.max(now).saturating_add(rate.gap).min(latest)
+        };
         Self {
             ordinary: after(self.ordinary, rates.ordinary),
             urgent: after(self.urgent, rates.urgent),
@@ -117,6 +121,15 @@ mod tests {
             meter.after_write(seconds(*at), &rates)
         });
         meter.decision(news, seconds(now), &rates)
+    }
+
+    #[test]
+    fn urgent_news_holds_ordinary_news_up_for_one_gap_at_most() {
+        let storm: Vec<u64> = (0..100).collect();
+        let Decision::In(wait) = after(&storm, 100, News::Ordinary) else {
+            panic!("not at once");
+        };
+        assert!(wait <= ORDINARY.gap, "{wait:?}");
     }
 
     #[test]

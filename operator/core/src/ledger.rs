@@ -90,6 +90,14 @@ pub enum Phase {
     Releasing,
 }
 
+impl Claim {
+    /// Whether the change has taken, or may take, the node's devices away. A node that served nothing
+    /// before is not made unavailable by it.
+    pub fn disrupts(&self) -> bool {
+        self.phase.is_disruptive() && !self.outside
+    }
+}
+
 impl Phase {
     /// The word on the wire.
     pub fn as_str(self) -> &'static str {

@@ -35,7 +35,13 @@ pub fn writes(scope: &Scope<'_>) -> (Vec<Write>, Option<Timestamp>) {
     if scope.daemon_set(&revision.revision).is_none() {
         return (writes, look_again);
     }
-    for member in scope.members.values() {
+    // Nodes that are being changed go before all others: some of them are without their devices.
+    let is_claimed = |member: &Member<'_>| scope.claims.contains_key(&member.node.id.name);
+    let (claimed, others): (Vec<_>, Vec<_>) = scope
+        .members
+        .values()
+        .partition(|member| is_claimed(member));
+    for member in claimed.into_iter().chain(others) {
         if let Membership::Grace { until } = member.membership {
             look_again = earliest(look_again, Some(until));
         }
@@ -131,7 +137,7 @@ impl<'a> Wanted<'a> {
         let Some(claim) = scope.claims.get(member.node.id.name.as_str()) else {
             // With a baseline it is behind the end of its claim, or the claim was lost.
             let is_settled = spec.is_none_or(|spec| spec.baseline.is_none());
-            return is_settled.then(|| Self::settled(scope, member, spec, stable));
+            return Self::settled(scope, member, spec, stable).filter(|_| is_settled);
         };
         let is_past = match claim.phase {
             Phase::Verifying | Phase::Soaking => true,
@@ -142,25 +148,30 @@ impl<'a> Wanted<'a> {
         (!is_past || !is_behind).then(|| Self::claimed(scope, member, spec, claim))
     }
 
-    /// A node that is not being changed: its label names the revision that it serves.
+    /// A node that is not being changed: its label names the revision that it serves. Nothing, where
+    /// that revision is just being made again.
     fn settled(
         scope: &'a Scope<'_>,
         member: &'a Member<'_>,
         spec: Option<&'a DevicePluginNodeSpec>,
         stable: &'a str,
-    ) -> Self {
+    ) -> Option<Self> {
         let can_run = |revision: &&str| scope.revisions.contains_key(revision);
+        let named = spec.map(|spec| spec.active.as_str());
+        if named.is_some_and(|named| !can_run(&named) && is_being_made(scope, member, named)) {
+            return None;
+        }
         // The object is the operator's alone; labels have been edited by hand.
-        let active = spec.map(|spec| spec.active.as_str()).filter(can_run);
-        let active = active.or(member.pinned.filter(can_run)).unwrap_or(stable);
-        Self {
+        let active = named.filter(can_run).or(member.pinned.filter(can_run));
+        let active = active.unwrap_or(stable);
+        Some(Self {
             active,
             standby: None,
             baseline: None,
             outcome: spec.and_then(|spec| spec.outcome.clone()),
             pinned: active,
             staged: None,
-        }
+        })
     }
 
     fn claimed(
@@ -208,6 +219,7 @@ impl<'a> Wanted<'a> {
             Phase::RollingBack | Phase::Quarantined => {
                 let is_back = spec.is_some_and(|spec| is_told_back(spec, claim))
                     && (member.staged.is_none()
+                        || claim.outside
                         || serves(scope, member, from, Strictness::Patient).is_ok());
                 let goes = is_back && member.staged.is_none();
                 Self {
@@ -234,6 +246,18 @@ impl<'a> Wanted<'a> {
             }
         }
     }
+}
+
+/// Whether something of a revision whose ControllerRevision is gone is left on a node or to make it
+/// from: it comes back within a pass or two.
+fn is_being_made(scope: &Scope<'_>, member: &Member<'_>, revision: &str) -> bool {
+    let target = scope.target.as_ref().map(|target| target.revision.as_str());
+    target == Some(revision)
+        || scope.daemon_set(revision).is_some()
+        || member
+            .pods
+            .iter()
+            .any(|pod| !pod.deleting && pod.revision == revision)
 }
 
 /// What the agent of a revision serves now: what its successor is judged against.

@@ -213,16 +213,13 @@ fn move_on(scope: &mut Scope<'_>) {
     // Those that are furthest go first: what they free is there for the others.
     let mut claims: Vec<Claim> = scope.claims.values().cloned().collect();
     claims.sort_by_key(|claim| (std::cmp::Reverse(claim.phase), claim.node.clone()));
-    let mut disruptive = claims
-        .iter()
-        .filter(|claim| claim.phase.is_disruptive())
-        .count();
+    let mut disruptive = claims.iter().filter(|claim| claim.disrupts()).count();
     let mut left = BTreeMap::new();
     for claim in claims {
-        let was_disruptive = claim.phase.is_disruptive();
-        let may_switch = disruptive < budget && !halted;
+        let was_disruptive = claim.disrupts();
+        let may_switch = (disruptive < budget || claim.outside) && !halted;
         let next = advanced(scope, claim, may_switch, halted);
-        let is_disruptive = next.as_ref().is_some_and(|next| next.phase.is_disruptive());
+        let is_disruptive = next.as_ref().is_some_and(Claim::disrupts);
         disruptive = match (was_disruptive, is_disruptive) {
             (true, false) => disruptive.saturating_sub(1),
             (false, true) => disruptive + 1,

@@ -306,7 +306,7 @@ impl World {
             .iter()
             .any(|revision| self.is_present(agent.host, &agent.config, revision));
         let gone = (!is_named_here).then(|| agent.named_gone_since.unwrap_or(self.now));
-        let active_is_present = match object {
+        let successor_waits = match object {
             ObjectView::Present(named) => self.is_present(agent.host, &agent.config, named.active),
             ObjectView::Unknown | ObjectView::Absent => false,
         };
@@ -326,7 +326,7 @@ impl World {
             took_over: agent.took_over.is_some(),
             role_free_for: self.now.saturating_sub(free_since),
             named_gone_for: gone.map_or(Duration::ZERO, |since| self.now.saturating_sub(since)),
-            active_is_present,
+            successor_waits,
         };
         let answer = match self.bug {
             // It registers as soon as nobody else does.

@@ -91,8 +91,19 @@ impl World {
                 "switches {node} to {to} while its claim is {phase} (I2)"
             ));
         }
+        // A node that served nothing when the operator looked has nothing to lose.
+        if claim.outside {
+            return None;
+        }
+        let outside: std::collections::BTreeSet<String> = self
+            .claims()
+            .into_iter()
+            .filter(|one| one.config == *config && one.outside)
+            .map(|one| one.node)
+            .collect();
         let objects = self.api.node_objects.objects.values();
         let unproven = objects
+            .filter(|one| !outside.contains(&one.spec.node_name))
             .filter(|one| one.spec.config_name == *config && one.spec.node_name != *node)
             .filter(|one| self.api.nodes.objects.contains_key(&one.spec.node_name))
             .filter(|one| !self.is_proven(config, &one.spec.node_name, &one.spec.active))

@@ -3,7 +3,7 @@
 //!
 //! | law | asserted |
 //! | --- | --- |
-//! | I1, O1 | a claim enters Switching only within `maxUnavailable`; so many nodes at most are told to serve an unproven revision |
+//! | I1, O1 | a claim enters Switching only within `maxUnavailable`; so many nodes at most are told to serve an unproven revision, beside those that served nothing before |
 //! | I2 | a write that stages, switches or relabels a node finds its claim in the ledger |
 //! | I3 | the ledger holds at most one claim for a node |
 //! | I4 | one live registration of a resource on a node |
@@ -280,9 +280,11 @@ impl World {
                     .claims
                     .iter()
                     .find(|one| one.config == config && one.node == claim.node);
-                claim.phase == Phase::Switching && was.is_none_or(|was| !was.phase.is_disruptive())
+                claim.phase == Phase::Switching
+                    && !claim.outside
+                    && was.is_none_or(|was| !was.phase.is_disruptive())
             });
-            let count = own().filter(|one| one.phase.is_disruptive()).count();
+            let count = own().filter(|one| one.disrupts()).count();
             let limit = self.laws.budgets.get(&config).copied().unwrap_or(1);
             if enters && i32::try_from(count).unwrap_or(i32::MAX) > limit {
                 let text = format!("{count} nodes are being changed and {limit} may be (I1)");

@@ -10,7 +10,7 @@ use super::{Violation, has_pod, may_leave, stands};
 use crate::action::{Action, Kind, Write};
 use crate::ledger::{CLAIMS_MAX, Claim, Phase};
 use crate::plan::Plan;
-use crate::seen::controller_uid;
+use crate::seen::{SeenPod, controller_uid};
 use crate::snapshot::Snapshot;
 
 /// The claims that hold once the plan's ledger is written.
@@ -83,7 +83,7 @@ pub fn of_ledger(seen: &Snapshot, plan: &Plan) -> Vec<Violation> {
 
 fn disruptive(claims: &[Claim]) -> BTreeMap<&str, usize> {
     let mut counts = BTreeMap::new();
-    for claim in claims.iter().filter(|claim| claim.phase.is_disruptive()) {
+    for claim in claims.iter().filter(|claim| claim.disrupts()) {
         *counts.entry(claim.config.as_str()).or_default() += 1;
     }
     counts
@@ -111,7 +111,7 @@ fn is_rebuilt(seen: &Snapshot, before: &[Claim], claim: &Claim, config: &str) ->
     let object = object(seen, config, &claim.node);
     claim.config == config
         && is_new
-        && claim.phase.is_disruptive()
+        && claim.disrupts()
         && object.is_some_and(|object| object.spec.baseline.is_some())
 }
 
@@ -154,7 +154,9 @@ pub fn is_claimed(seen: &Snapshot, after: &[Claim], action: &Action) -> bool {
         Write::PatchNodeObject { on, spec } => {
             let present = seen.node_objects.get(&on.name);
             present.is_none_or(|present| {
-                let is_live = stands(seen, config, &present.spec.active);
+                // Also where its ControllerRevision is just being made again.
+                let is_live = stands(seen, config, &present.spec.active)
+                    || runs(seen, &action.config, &present.spec);
                 follows(&present.spec, spec, is_live, claim(&spec.node_name))
             })
         }
@@ -168,6 +170,14 @@ pub fn is_claimed(seen: &Snapshot, after: &[Claim], action: &Action) -> bool {
         }
         _ => true,
     }
+}
+
+/// Whether a node has a pod of the revision that its object names.
+fn runs(seen: &Snapshot, config: &str, spec: &DevicePluginNodeSpec) -> bool {
+    let is_its = |pod: &SeenPod| {
+        pod.config == config && pod.node == spec.node_name && pod.revision == spec.active
+    };
+    seen.pods.values().any(|pod| is_its(pod) && !pod.deleting)
 }
 
 fn follows(

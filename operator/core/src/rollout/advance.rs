@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::judge::{self, Fault, Strictness, pod, serves, two_ticks, verified};
-use super::settings::{self, HANDOVER, PREFLIGHT, ROLLBACK, STAGE, VERIFY};
+use super::settings::{self, HANDOVER, PREFLIGHT, ROLLBACK, STAGE, STARTING, VERIFY};
 use super::{belongs, blocked};
 use crate::ledger::{Claim, Phase};
 use crate::scope::{Member, Scope};
@@ -62,12 +62,22 @@ fn staging(
         // Without a reason: nothing speaks against this node.
         return releasing(scope, member, enter(claim, Phase::Releasing));
     }
+    if !member.node.ready {
+        // It was never touched, and others need not wait for it.
+        return releasing(scope, member, enter(claim, Phase::Releasing));
+    }
+    // A node that serves again has something to lose again.
+    let serves_now = serves(scope, member, &claim.from, Strictness::Patient).is_ok();
+    let claim = Claim {
+        outside: claim.outside && !serves_now,
+        ..claim
+    };
     let is_staged = member.staged == Some(claim.to.as_str())
         && member
             .object
             .is_some_and(|one| one.spec.standby.as_deref() == Some(claim.to.as_str()));
     let preflight = judge::preflight(scope, member, &claim).filter(|_| is_staged);
-    let still = serves(scope, member, &claim.from, Strictness::Patient).is_ok() || claim.outside;
+    let still = serves_now || claim.outside;
     let is_good = preflight == Some(Ok(())) && still;
     if claim.phase == Phase::Staged && !is_good {
         // An agent that comes and goes has no more time than one that never comes.
@@ -93,6 +103,14 @@ fn staging(
             },
         });
     }
+    if preflight == Some(Ok(())) {
+        // The old agent has died meanwhile: there is nothing left to lose, and nobody to blame.
+        let is_lost = elapsed(&claim) >= STARTING;
+        return Some(Claim {
+            outside: claim.outside || is_lost,
+            ..claim
+        });
+    }
     // The agent before it must serve for the new one to be compared with it.
     let objection = preflight.and_then(Result::err).filter(|_| still);
     if let Some(fault) = objection.filter(|_| elapsed(&claim) >= PREFLIGHT) {
@@ -102,8 +120,16 @@ fn staging(
             ..fail(claim, Phase::Releasing, fault)
         });
     }
-    // Without a pod the DaemonSet controller has not acted, which no revision is blamed for.
     let pod = pod(member, &claim.to);
+    if pod.is_none() && elapsed(&claim) >= STAGE {
+        // Nobody has made one, which no revision is blamed for.
+        let message = format!("the DaemonSet controller has made no agent pod within {STAGE:?}");
+        return Some(fail(
+            claim,
+            Phase::Releasing,
+            Fault::new("ActuatorSlow", message),
+        ));
+    }
     if let Some(pod) = pod.filter(|_| elapsed(&claim) >= STAGE) {
         let trouble = pod.trouble.as_ref();
         let reason = match trouble.map(|trouble| trouble.reason.as_str()) {
@@ -161,6 +187,13 @@ fn switching(scope: &Scope<'_>, member: &Member<'_>, claim: Claim) -> Claim {
     });
     if is_switched && registered {
         return enter(claim, Phase::Verifying);
+    }
+    if !is_switched {
+        // The write that swaps the roles has not come through: the clock of the hand-over stands.
+        return Claim {
+            elapsed: 0,
+            ..claim
+        };
     }
     if elapsed(&claim) < HANDOVER {
         return claim;
@@ -266,9 +299,12 @@ fn rolling_back(scope: &Scope<'_>, member: &Member<'_>, claim: Claim) -> Option<
     let is_clean = is_back
         && member.staged.is_none()
         && spec.is_some_and(|spec| spec.standby.is_none() && spec.baseline.is_none());
-    let serves = is_back && serves(scope, member, &claim.from, Strictness::Patient).is_ok();
+    // What served nothing before is not waited for.
+    let serves = is_back
+        && (claim.outside || serves(scope, member, &claim.from, Strictness::Patient).is_ok());
     // Blamed once the old revision does better here than the new one.
-    let blames = claim.blames || (serves && !claim.outside);
+    let does_better = serves && !claim.outside && judge::does_better(scope, member, &claim);
+    let blames = claim.blames || does_better;
     let claim = Claim { blames, ..claim };
     if is_clean && is_marked(scope, &claim) && is_gone(member, &claim) {
         return None;

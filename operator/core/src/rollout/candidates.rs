@@ -11,6 +11,7 @@ use super::settings::{self, SKIPPED, STANDBY_MAX, STARTING, max_unavailable};
 use super::{blocked, is_halted, is_skipped};
 use crate::ledger::{Claim, Phase};
 use crate::scope::{Member, Membership, Scope};
+use crate::selection::tolerates;
 
 /// Taints of nodes that are about to go, or whose devices are taken away by somebody else.
 const GOING: &[&str] = &[
@@ -53,7 +54,9 @@ pub fn new_claims(scope: &Scope<'_>, taken: &BTreeSet<String>) -> Vec<Claim> {
         .filter_map(|member| Some((member, outside(scope, member, target)?)))
         .map(|(member, outside)| {
             let order = short_hash(&format!("{}{target}", member.node.id.uid));
-            let key = (member.node.unschedulable, !outside, order);
+            // Those that were tried already do not keep the others waiting.
+            let was_tried = is_skipped(member, target);
+            let key = (member.node.unschedulable, was_tried, !outside, order);
             let claim = Claim {
                 outside,
                 ..claim(scope, member, target)
@@ -117,6 +120,7 @@ fn outside(scope: &Scope<'_>, member: &Member<'_>, target: &str) -> Option<bool>
         || is_going
         || !is_settled
         || !scope.revisions.contains_key(from)
+        || !may_run(scope, member, target)
         || rests(scope, member, target).is_some()
     {
         return None;
@@ -135,14 +139,25 @@ fn outside(scope: &Scope<'_>, member: &Member<'_>, target: &str) -> Option<bool>
     (!is_starting && pod(member, from).is_some()).then_some(true)
 }
 
+/// Whether the agents of a revision tolerate a node's taints: no pod would ever come otherwise.
+fn may_run(scope: &Scope<'_>, member: &Member<'_>, revision: &str) -> bool {
+    let tolerations = scope
+        .revisions
+        .get(revision)
+        .map(|one| one.tolerations.as_slice());
+    tolerations.is_some_and(|tolerations| tolerates(tolerations, member.node, false))
+}
+
 /// Until when a node is left alone because it was skipped, or for ever because it was brought back,
 /// unless other nodes have proven the revision.
 fn rests(scope: &Scope<'_>, member: &Member<'_>, target: &str) -> Option<Timestamp> {
     let outcome = member.object?.spec.outcome.as_ref();
     let outcome = outcome.filter(|_| is_skipped(member, target))?;
-    let is_proven = scope.stable.revision() == Some(target);
+    let revision = scope.revisions.get(target);
+    let has_failed = revision.is_some_and(|revision| revision.failed.is_some());
+    let is_stable = scope.stable.revision() == Some(target);
     match outcome.result {
-        OutcomeResult::RolledBack | OutcomeResult::Quarantined if !is_proven => {
+        OutcomeResult::RolledBack | OutcomeResult::Quarantined if has_failed && !is_stable => {
             Some(Timestamp::MAX)
         }
         _ => {

@@ -158,7 +158,8 @@ pub fn verified(
     for name in scope.resources_of(&claim.to) {
         let of_name = report.resources.iter().find(|one| one.name == *name);
         if let Some(of_name) = of_name {
-            resource_verified(scope, member, of_name, has_ticked(scope, claim))?;
+            let ticked = has_ticked(scope, claim).then_some(strictness);
+            resource_verified(scope, member, of_name, ticked)?;
         }
     }
     Ok(())
@@ -182,7 +183,7 @@ fn resource_verified(
     scope: &Scope<'_>,
     member: &Member<'_>,
     report: &ResourceReport,
-    has_ticked: bool,
+    ticked: Option<Strictness>,
 ) -> Result<(), Fault> {
     let name = &report.name;
     if !report
@@ -199,7 +200,13 @@ fn resource_verified(
         .get(name)
         .copied()
         .unwrap_or_default();
-    if has_ticked && offered < i64::from(report.healthy) {
+    // A device that has just recovered is not in the Node's status yet.
+    let least = match ticked {
+        None => 0,
+        Some(Strictness::Now) => i64::from(report.healthy),
+        Some(Strictness::Patient) => i64::from(report.healthy.min(1)),
+    };
+    if offered < least {
         let message = format!(
             "resource {name:?}: the node offers {offered} devices and the agent has {} healthy ones",
             report.healthy
@@ -235,6 +242,29 @@ fn enough(scope: &Scope<'_>, name: &str, healthy: i32, before: i32) -> Result<()
         "resource {name:?}: {healthy} healthy devices where there were {before}, and at least {least} are asked for"
     );
     Err(Fault::new("FewerDevices", message))
+}
+
+/// Whether the old agent, which serves again, does better than the new one did. Where it lacks the
+/// same devices, the node is sick; where somebody has edited its object, nobody is to blame.
+pub fn does_better(scope: &Scope<'_>, member: &Member<'_>, claim: &Claim) -> bool {
+    match claim.reason.as_str() {
+        "BaselineLost" => false,
+        "FewerDevices" | "AllocatedDevicesMissing" => {
+            let baseline = member
+                .object
+                .and_then(|object| object.spec.baseline.as_ref());
+            let resources = active(member).map_or(&[][..], |report| &report.resources);
+            // Once it is taken away, that has been decided.
+            let is_known = baseline.is_some();
+            is_known
+                && resources.iter().all(|one| {
+                    let before = before(baseline, &one.name);
+                    one.missing_allocated == 0
+                        && enough(scope, &one.name, one.healthy, before).is_ok()
+                })
+        }
+        _ => true,
+    }
 }
 
 /// Whether the agent that stands by could serve now; absent while that is not known yet.

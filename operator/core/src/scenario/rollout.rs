@@ -408,3 +408,98 @@ fn what_is_left_of_a_lost_revision_that_nothing_runs_goes() {
     assert_eq!(world.seen.config_maps.len(), 1);
     assert_eq!(world.counts("fuse")[1], 1);
 }
+
+#[test]
+fn a_node_that_serves_nothing_holds_up_no_other() {
+    let mut world = World::with_fuse(&["n1", "n2", "n3"]);
+    world.settle();
+    // Its agents are Ready for the moment that they live, and register nothing.
+    world.silent.push("n1".to_owned());
+    world.change_object("fuse.n1", |object| {
+        let status = object.status.as_mut().unwrap();
+        status.active.as_mut().unwrap().resources[0].registered = false;
+    });
+    world.wait(120);
+    change(&mut world, "fuse");
+    world.roll_until(|world| world.counts("fuse")[1] == 2);
+}
+
+#[test]
+fn a_lost_revision_takes_nobody_back_who_has_proven_it() {
+    let mut world = World::with_fuse(&["n1", "n2", "n3"]);
+    world.settle();
+    let new = change(&mut world, "fuse");
+    world.roll_until(|world| world.counts("fuse")[1] == 1);
+    let is_there = |world: &World| {
+        let mut objects = world.seen.node_objects.values();
+        objects.any(|object| object.spec.active == new && object.spec.baseline.is_none())
+    };
+    assert!(is_there(&world));
+    world.seen.revisions.remove(&format!("fuse-{new}"));
+    world.pass();
+    assert!(is_there(&world), "it is being made again");
+    world.roll();
+    assert_eq!(world.counts("fuse")[1], 3);
+}
+
+#[test]
+fn a_node_that_goes_away_while_it_is_staged_holds_up_no_other() {
+    let mut world = World::with_fuse(&["n1", "n2", "n3"]);
+    world.settle();
+    let new = change(&mut world, "fuse");
+    for node in ["n1", "n2", "n3"] {
+        world.cannot_pull.push((node.to_owned(), new.clone()));
+    }
+    world.roll_until(|world| {
+        world
+            .claims()
+            .iter()
+            .any(|claim| claim.ends_with("Staging"))
+    });
+    let node = world.claims()[0].split(' ').next().unwrap().to_owned();
+    world.change_node(&node, |node| node.ready = false);
+    world.cannot_pull.clear();
+    world.roll_until(|world| world.counts("fuse")[1] == 2);
+    assert_eq!(world.condition("fuse", "Ready").reason, "NodesUnreachable");
+}
+
+#[test]
+fn a_revision_without_its_mark_is_tried_again() {
+    let mut world = World::with_fuse(&["n1"]);
+    world.settle();
+    let new = change(&mut world, "fuse");
+    world.deaf.push(new.clone());
+    world.roll();
+    assert_eq!(world.condition("fuse", "Progressing").reason, "Halted");
+    world.deaf.clear();
+    let revision = world
+        .seen
+        .revisions
+        .get_mut(&format!("fuse-{new}"))
+        .unwrap();
+    std::sync::Arc::make_mut(revision).failed = None;
+    world.roll_until(|world| world.counts("fuse")[1] == 1);
+}
+
+#[test]
+fn a_device_that_breaks_while_its_node_soaks_is_not_the_revisions_fault() {
+    let mut world = World::with_fuse(&["n1", "n2"]);
+    world.settle();
+    let old = stable(&world);
+    let new = change(&mut world, "fuse");
+    for revision in [&old, &new] {
+        world.healthy.insert(revision.clone(), 2);
+    }
+    world.roll_until(|world| {
+        world
+            .claims()
+            .iter()
+            .any(|claim| claim.ends_with("Soaking"))
+    });
+    for revision in [&old, &new] {
+        world.healthy.insert(revision.clone(), 1);
+    }
+    world.roll();
+    let revision = &world.seen.revisions[&format!("fuse-{new}")];
+    assert_eq!(revision.failed, None);
+}

@@ -147,11 +147,17 @@ impl From<WireNode> for SeenNode {
             unschedulable: spec.unschedulable,
             allocatable: allocatable
                 .filter(|(name, _)| is_extended(name))
-                .filter_map(|(name, amount)| Some((name, amount.parse().ok()?)))
+                .filter_map(|(name, amount)| Some((name, count(&amount)?)))
                 .collect(),
             deleting: metadata.deletion_timestamp.is_some(),
         }
     }
+}
+
+/// A count of devices, which the API server writes in its shortest form: a thousand is `1k`.
+fn count(amount: &str) -> Option<i64> {
+    let milli = crate::quantity::milli(amount)?;
+    i64::try_from(milli / 1000).ok()
 }
 
 /// Whether a resource can be a device plugin's: the kubelet's own change with every heartbeat.
@@ -206,7 +212,11 @@ status:
             ready: true,
             ready_since: "2026-11-21T12:00:00Z".parse().ok(),
             unschedulable: true,
-            allocatable: [("example.com/fpga".to_owned(), 3)].into(),
+            allocatable: [
+                ("example.com/fpga".to_owned(), 3),
+                ("example.com/odd".to_owned(), 1_000),
+            ]
+            .into(),
             deleting: false,
         };
         assert_eq!(node, wanted);
