@@ -38,7 +38,7 @@ const RECONCILE_ERRORS: (&str, &str) = (
 );
 const NODES: (&str, &str) = (
     "device_plugin_operator_nodes",
-    "Nodes of each config by state: desired, updated, pending, ready, failed, skipped or unreachable",
+    "Nodes of each config by state: desired, updated, pending, inFlight, ready, failed, rolledBack, skipped or unreachable",
 );
 const CONDITION: (&str, &str) = (
     "device_plugin_operator_condition",
