@@ -282,8 +282,11 @@ pub fn revision_that_the_kubelet_does_not_list_is_rolled_back(scene: &Scene) -> 
     crate::api::measured("rolled back and listed again", written.elapsed());
     ensure!(outcome.reason == "KubeletOutOfSync", "{outcome:?}");
     scene.wait_for_condition(CONFIG, "Degraded", "True", "Halted")?;
-    let status = scene.config(CONFIG)?.status.unwrap_or_default();
-    ensure!(status.nodes.rolled_back == 1, "{:?}", status.nodes);
+    wait_until("the node counted as rolled back", PATIENCE, || {
+        let nodes = scene.config(CONFIG)?.status.unwrap_or_default().nodes;
+        ensure!(nodes.rolled_back == 1, "{nodes:?}");
+        Ok(Some(()))
+    })?;
     ask_for(scene, "second", DEVICES, &fast())?;
     wait_for_rollout(scene)
 }
