@@ -153,6 +153,10 @@ fn may_run(scope: &Scope<'_>, member: &Member<'_>, revision: &str) -> bool {
 fn rests(scope: &Scope<'_>, member: &Member<'_>, target: &str) -> Option<Timestamp> {
     let outcome = member.object?.spec.outcome.as_ref();
     let outcome = outcome.filter(|_| is_skipped(member, target))?;
+    // Somebody has deleted or edited its object: nothing speaks against the node or the revision.
+    if outcome.reason == "BaselineLost" {
+        return None;
+    }
     let revision = scope.revisions.get(target);
     let has_failed = revision.is_some_and(|revision| revision.failed.is_some());
     let is_stable = scope.stable.revision() == Some(target);
