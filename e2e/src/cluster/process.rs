@@ -200,7 +200,7 @@ impl Process {
 
     fn wait_for_end(&self, deadline: Duration) -> bool {
         let begun = Instant::now();
-        while self.is_running() {
+        while self.is_running() || has_threads(self.identity.pid) {
             if begun.elapsed() > deadline {
                 return false;
             }
@@ -237,6 +237,13 @@ fn start_time(pid: i32) -> Result<Option<u64>> {
         }
         Err(error) => Err(error).with_context(|| format!("failed to look at process {pid}")),
     }
+}
+
+/// Whether threads of a process are still ending whose first one has ended: until the last is gone,
+/// its sockets are in use.
+fn has_threads(pid: i32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task"));
+    threads.is_ok_and(|threads| threads.count() > 1)
 }
 
 /// The program's name stands in parentheses and may hold anything, so fields are counted from the
