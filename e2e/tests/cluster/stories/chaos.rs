@@ -60,7 +60,7 @@ pub fn killed_processes_lose_no_device(scene: &Scene) -> Result<()> {
     };
     let wanted = times("E2E_KILLS", KILLS)?;
     // One of each pair of phase and victim after the other, as far as the phase can be caught.
-    let pairs: Vec<_> = (0..wanted * 3)
+    let pairs: Vec<_> = (0..wanted * 8)
         .map(|index| {
             (
                 PHASES[index % PHASES.len()],
