@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
+
+use super::wait::until;
 
 /// Killed processes leave their cgroup once the kernel has freed their memory.
 const EMPTY_DEADLINE: Duration = Duration::from_secs(15);
@@ -63,16 +65,15 @@ pub fn create(name: &str) -> Result<()> {
 pub fn remove(name: &str) -> Result<()> {
     for hierarchy in hierarchies()? {
         let directory = hierarchy.root.join(name);
-        let begun = Instant::now();
-        while directory.exists() {
-            kill_all(&directory);
-            let outcome = remove_tree(&directory);
-            if directory.exists() && begun.elapsed() > EMPTY_DEADLINE {
-                return outcome
-                    .with_context(|| format!("failed to remove {:?}", directory.display()));
+        let what = format!("the end of {:?}", directory.display());
+        until(&what, EMPTY_DEADLINE, &[], || {
+            if !directory.exists() {
+                return Ok(Some(()));
             }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+            kill_all(&directory);
+            remove_tree(&directory)?;
+            Ok((!directory.exists()).then_some(()))
+        })?;
     }
     Ok(())
 }

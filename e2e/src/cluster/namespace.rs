@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -59,20 +59,17 @@ pub fn enter(holder: &Process, program: impl AsRef<OsStr>) -> Command {
 /// Ends every process in the mount namespaces of `node`, its shims among them, and then there are
 /// no namespaces.
 pub fn end_processes(layout: &Layout, node: Place) -> Result<()> {
-    let begun = Instant::now();
-    loop {
+    let what = format!("the end of the processes of {:?}", node.name());
+    super::wait::until(&what, END_DEADLINE, &[], || {
         let inhabitants = inhabitants(layout, node)?;
         if inhabitants.is_empty() {
-            return Ok(());
+            return Ok(Some(()));
         }
-        if begun.elapsed() > END_DEADLINE {
-            bail!("processes of {:?} do not end: {inhabitants:?}", node.name());
+        for pid in &inhabitants {
+            end(layout, node, *pid);
         }
-        for pid in inhabitants {
-            end(layout, node, pid);
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
+        bail!("{inhabitants:?} still run")
+    })
 }
 
 /// All three namespaces differ from ours.

@@ -144,9 +144,20 @@ impl Process {
             // Reaps it where we are its parent; otherwise there is nothing to do.
             let _ = waitpid(Some(pid), WaitOptions::NOHANG);
         }
-        boot().is_ok_and(|boot| boot == self.identity.boot)
-            && start_time(self.identity.pid)
-                .is_ok_and(|started| started == Some(self.identity.started))
+        self.look().is_some_and(|stat| !stat.has_ended)
+    }
+
+    /// Whether anything is left of it that keeps what it held, its sockets for example: until its
+    /// last thread has ended that is so, also when its first one has.
+    fn remains(&self) -> bool {
+        self.is_running() || self.look().is_some() && has_threads(self.identity.pid)
+    }
+
+    /// What the kernel says of it; nothing if another process has its pid.
+    fn look(&self) -> Option<Stat> {
+        let same_boot = boot().is_ok_and(|boot| boot == self.identity.boot);
+        let stat = stat(self.identity.pid).ok().flatten()?;
+        (same_boot && stat.started == self.identity.started).then_some(stat)
     }
 
     /// Fails with the last lines of its log if it has ended.
@@ -200,7 +211,7 @@ impl Process {
 
     fn wait_for_end(&self, deadline: Duration) -> bool {
         let begun = Instant::now();
-        while self.is_running() || has_threads(self.identity.pid) {
+        while self.remains() {
             if begun.elapsed() > deadline {
                 return false;
             }
@@ -225,9 +236,16 @@ impl Identity {
     }
 }
 
-/// When the process `pid` started; `None` if there is none, or only what is left of one until its
-/// parent looks.
-fn start_time(pid: i32) -> Result<Option<u64>> {
+/// What proc(5) says of a process.
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    /// When it started, in ticks since the boot.
+    started: u64,
+    /// Whether only what waits for its parent is left of its first thread.
+    has_ended: bool,
+}
+
+fn stat(pid: i32) -> Result<Option<Stat>> {
     match fs::read_to_string(format!("/proc/{pid}/stat")) {
         Ok(stat) => Ok(parse_stat(&stat)),
         // Depending on the moment, a process that ends is not found or no such process.
@@ -239,8 +257,13 @@ fn start_time(pid: i32) -> Result<Option<u64>> {
     }
 }
 
-/// Whether threads of a process are still ending whose first one has ended: until the last is gone,
-/// its sockets are in use.
+/// When the process `pid` started; `None` if it does not run.
+fn start_time(pid: i32) -> Result<Option<u64>> {
+    let running = stat(pid)?.filter(|stat| !stat.has_ended);
+    Ok(running.map(|stat| stat.started))
+}
+
+/// Whether the process has threads beside its first one.
 fn has_threads(pid: i32) -> bool {
     let threads = fs::read_dir(format!("/proc/{pid}/task"));
     threads.is_ok_and(|threads| threads.count() > 1)
@@ -248,15 +271,13 @@ fn has_threads(pid: i32) -> bool {
 
 /// The program's name stands in parentheses and may hold anything, so fields are counted from the
 /// last one.
-fn parse_stat(stat: &str) -> Option<u64> {
+fn parse_stat(stat: &str) -> Option<Stat> {
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_whitespace();
-    let state = fields.next()?;
-    if matches!(state, "Z" | "X") {
-        return None;
-    }
+    let has_ended = matches!(fields.next()?, "Z" | "X");
     // The state is field 3 of proc(5), the start time field 22.
-    fields.nth(18)?.parse().ok()
+    let started = fields.nth(18)?.parse().ok()?;
+    Some(Stat { started, has_ended })
 }
 
 fn boot() -> Result<String> {
@@ -293,8 +314,14 @@ mod tests {
     #[test]
     fn stat_of_a_program_with_spaces_and_parentheses_is_read() {
         let rest = "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20";
-        assert_eq!(parse_stat(&format!("12 (a) b) S {rest}")), Some(4711));
-        assert_eq!(parse_stat(&format!("12 (a) Z {rest}")), None);
+        let stat = |has_ended| {
+            Some(Stat {
+                started: 4711,
+                has_ended,
+            })
+        };
+        assert_eq!(parse_stat(&format!("12 (a) b) S {rest}")), stat(false));
+        assert_eq!(parse_stat(&format!("12 (a) Z {rest}")), stat(true));
         assert_eq!(parse_stat("12 (a) S 1"), None);
     }
 

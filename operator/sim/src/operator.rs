@@ -1,25 +1,28 @@
 //! The operator's processes: observe, read the ledger, plan, audit, write. Every write takes its
 //! time, so that others act between two of them, and a process can die before and after each.
 
+mod caches;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crds::{DevicePluginConfig, DevicePluginNode};
+use crds::DevicePluginConfig;
 use operator_core::action::{Action, ConfigStatus, Pace};
 use operator_core::audit::audit;
 use operator_core::ledger::{LedgerWrite, SeenLedger};
 use operator_core::plan::{Plan, plan};
-use operator_core::seen::{SeenConfigMap, SeenDaemonSet, SeenNode, SeenPod, SeenRevision};
 use operator_core::snapshot::Snapshot;
 
 use crate::api::{Refusal, Watch};
 use crate::bug::Bug;
-use crate::cache::Cache;
 use crate::event::{Event, OperatorEvent};
 use crate::random::{ms, secs};
 use crate::story::tell;
 use crate::world::World;
+
+pub use caches::Caches;
+pub(crate) use caches::of_kind;
 
 /// The longest time without a pass.
 const REST_MAX: Duration = secs(60);
@@ -27,62 +30,6 @@ const REST_MAX: Duration = secs(60);
 const LOOK_AGAIN: Duration = ms(500);
 /// How old what a watch brings may be before the clocks of claims stop.
 pub const FRESH: Duration = secs(15);
-
-/// What a process knows.
-#[derive(Default)]
-pub struct Caches {
-    /// Configs.
-    pub configs: Cache<DevicePluginConfig>,
-    /// Objects of nodes.
-    pub node_objects: Cache<DevicePluginNode>,
-    /// Nodes.
-    pub nodes: Cache<SeenNode>,
-    /// DaemonSets.
-    pub daemon_sets: Cache<SeenDaemonSet>,
-    /// ControllerRevisions.
-    pub revisions: Cache<SeenRevision>,
-    /// ConfigMaps.
-    pub config_maps: Cache<SeenConfigMap>,
-    /// Pods.
-    pub pods: Cache<SeenPod>,
-}
-
-/// Does the same with the cache and the shelf of a kind.
-macro_rules! of_kind {
-    ($kind:expr, $caches:expr, $api:expr, |$cache:ident, $shelf:ident| $body:expr) => {
-        match $kind {
-            Watch::Configs => {
-                let ($cache, $shelf) = (&mut $caches.configs, &$api.configs);
-                $body
-            }
-            Watch::NodeObjects => {
-                let ($cache, $shelf) = (&mut $caches.node_objects, &$api.node_objects);
-                $body
-            }
-            Watch::Nodes => {
-                let ($cache, $shelf) = (&mut $caches.nodes, &$api.nodes);
-                $body
-            }
-            Watch::DaemonSets => {
-                let ($cache, $shelf) = (&mut $caches.daemon_sets, &$api.daemon_sets);
-                $body
-            }
-            Watch::Revisions => {
-                let ($cache, $shelf) = (&mut $caches.revisions, &$api.revisions);
-                $body
-            }
-            Watch::ConfigMaps => {
-                let ($cache, $shelf) = (&mut $caches.config_maps, &$api.config_maps);
-                $body
-            }
-            Watch::Pods => {
-                let ($cache, $shelf) = (&mut $caches.pods, &$api.pods);
-                $body
-            }
-        }
-    };
-}
-pub(crate) use of_kind;
 
 /// A write that is still to be done in a pass.
 #[derive(Clone, Debug)]
