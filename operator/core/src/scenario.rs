@@ -15,12 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crds::names::{
-    CONFIG_LABEL, FAILED_ANNOTATION, PROMOTED_ANNOTATION, REVISION_LABEL, node_object,
-};
-use crds::node::{
-    AgentReport, KubeletList, Preflight, ResourceReport, StandbyReport, StandbyResource,
-};
+use crds::names::{FAILED_ANNOTATION, PROMOTED_ANNOTATION};
 use crds::{DevicePluginConfig, DevicePluginNode, DevicePluginPool};
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet};
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -34,7 +29,7 @@ use crate::audit::audit;
 use crate::ledger::SeenLedger;
 use crate::plan::{Plan, plan};
 use crate::rollout::settings;
-use crate::seen::{Identity, SeenDaemonSet, SeenNode, SeenPod, SeenRevision, Trouble};
+use crate::seen::{Identity, SeenDaemonSet, SeenNode, SeenPod, SeenRevision};
 use crate::settings::Settings;
 use crate::snapshot::Snapshot;
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crds::names::node_object;
+use crds::names::{CONFIG_LABEL, REVISION_LABEL, node_object};
 use crds::node::{
     AgentReport, KubeletList, Preflight, ResourceReport, StandbyReport, StandbyResource,
 };
@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::Value;
 
 use super::{World, at};
-use crate::seen::{SeenNode, SeenPod};
+use crate::seen::{SeenNode, SeenPod, Trouble};
 
 impl World {
     /// The DaemonSet controller and the agents; whether they did anything.
