@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crds::resource::ContainerAccess;
+use crds::container::ContainerAccess;
 use futures::Stream;
 use node_agent_core::allocation::{self, Answer};
 use node_agent_core::discovery::{Kind, Target, forbidden};

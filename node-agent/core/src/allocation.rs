@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crds::container::ContainerAccess;
 use crds::node::Health;
-use crds::resource::ContainerAccess;
 
 use crate::inventory::{Device, Inventory};
 
@@ -149,12 +149,14 @@ fn expanded(value: &str, ids: &str, paths: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crds::resource::EnvVariable;
+    use crate::discovery::Hardware;
+    use crds::container::EnvVariable;
     use jiff::Timestamp;
 
     fn inventory(devices: &[(&str, &[&str], Health)]) -> Inventory {
         let device = |paths: &[&str], health: Health| Device {
             paths: paths.iter().map(|path| (*path).to_owned()).collect(),
+            hardware: Hardware::default(),
             health,
             reason: "device node is gone".to_owned(),
             since: Timestamp::UNIX_EPOCH,

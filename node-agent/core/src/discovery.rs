@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use crds::resource::SimulatedDiscovery;
+use crds::discovery::SimulatedDiscovery;
 
 use crate::identity::{path_device_id, simulated_device_id};
 use crate::rule::{Matches, Rule};
@@ -86,8 +86,22 @@ pub struct Unknown {
 pub struct Found {
     /// Paths of its device nodes on the host, none for a simulated device.
     pub paths: Vec<String>,
+    /// What the kernel says of the hardware behind it.
+    pub hardware: Hardware,
     /// Why it is Unhealthy although it was found.
     pub unhealthy: Option<String>,
+}
+
+/// What the kernel says of the hardware behind a device.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Hardware {
+    /// Its directory in sysfs, such as `/sys/devices/pci0000:00/0000:00:02.0`; nothing where the
+    /// discovery knows none.
+    pub sysfs: Option<String>,
+    /// The address of the PCI function that it is, or is on: `0000:00:02.0`.
+    pub pci_address: Option<String>,
+    /// The NUMA nodes that it is near to, in order; none where the kernel says none.
+    pub numa_nodes: Vec<u32>,
 }
 
 /// The devices among candidates.
@@ -106,8 +120,8 @@ fn simulation(resource: &str, simulated: &SimulatedDiscovery) -> Discovered {
     let devices = (0..simulated.count).map(|index| {
         let unhealthy = simulated.unhealthy.contains(&index);
         let found = Found {
-            paths: Vec::new(),
             unhealthy: unhealthy.then(|| "simulated as unhealthy".to_owned()),
+            ..Found::default()
         };
         (
             simulated_device_id(resource, &simulated.prefix, index),
@@ -162,7 +176,7 @@ fn by_path(
             Entry::Vacant(free) => {
                 free.insert(Found {
                     paths: vec![path.to_owned()],
-                    unhealthy: None,
+                    ..Found::default()
                 });
             }
             Entry::Occupied(taken) => seen.refusals.push(Refusal {
@@ -224,7 +238,7 @@ pub fn forbidden(major: u32, minor: u32) -> Option<&'static str> {
 pub(crate) mod tests {
     use super::*;
     use crate::rule::tests::{resource, rule};
-    use crds::resource::Discovery;
+    use crds::discovery::Discovery;
 
     pub(crate) fn character(path: &str, node: &str) -> Candidate {
         numbered(path, node, Kind::Character, 188, 0)

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crds::node::Health;
 use jiff::Timestamp;
 
-use crate::discovery::{Discovered, Found, Refusal, Unknown};
+use crate::discovery::{Discovered, Found, Hardware, Refusal, Unknown};
 
 /// How long a device that is gone stays listed, as Unhealthy, at least. The kubelet forgets a plugin
 /// that is away after the same time; half of it would drop a device while its pod is still being
@@ -40,6 +40,8 @@ pub struct Device {
     /// Paths of its device nodes on the host; none for a simulated device, and for one that was
     /// gone before this agent started.
     pub paths: Vec<String>,
+    /// What the kernel said of the hardware behind it.
+    pub hardware: Hardware,
     /// Whether it can be given to a container.
     pub health: Health,
     /// Why it is Unhealthy; empty otherwise.
@@ -137,6 +139,7 @@ impl Device {
         let (health, reason) = judged(&found);
         Self {
             paths: found.paths,
+            hardware: found.hardware,
             health,
             reason,
             since: whole_seconds(now),
@@ -150,6 +153,7 @@ impl Device {
     fn unknown(now: Timestamp) -> Self {
         Self {
             paths: Vec::new(),
+            hardware: Hardware::default(),
             health: Health::Unhealthy,
             reason: GONE.to_owned(),
             since: whole_seconds(now),
@@ -163,6 +167,7 @@ impl Device {
         let (health, reason) = judged(found);
         Self {
             paths: found.paths.clone(),
+            hardware: found.hardware.clone(),
             since: self.since_for(health, now),
             health,
             reason,
@@ -183,6 +188,7 @@ impl Device {
     fn missing(&self, reason: Option<&String>, allocated: bool, now: Timestamp) -> Self {
         Self {
             paths: self.paths.clone(),
+            hardware: self.hardware.clone(),
             health: Health::Unhealthy,
             reason: reason.map_or(GONE, String::as_str).to_owned(),
             since: self.since_for(Health::Unhealthy, now),
@@ -393,7 +399,7 @@ mod tests {
                         format!("id-{n:06}"),
                         Found {
                             paths: vec![format!("/dev/{n}")],
-                            unhealthy: None,
+                            ..Found::default()
                         },
                     )
                 })

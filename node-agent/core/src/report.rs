@@ -185,6 +185,7 @@ fn count(number: usize) -> i32 {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::discovery::Hardware;
     use crate::role::Role;
     use crate::seen::Part;
     use crds::node::Health;
@@ -202,6 +203,7 @@ pub(crate) mod tests {
         };
         Device {
             paths: vec!["/dev/x".to_owned()],
+            hardware: Hardware::default(),
             health,
             reason,
             since: at(7),

@@ -1,6 +1,7 @@
 //! Which paths under `/dev` a resource matches, and which directories can hold such paths.
 
-use crds::resource::{PathDiscovery, Resource, SimulatedDiscovery};
+use crds::discovery::{PathDiscovery, SimulatedDiscovery};
+use crds::resource::Resource;
 use globset::{Glob, GlobBuilder, GlobMatcher};
 
 /// A resource's discovery, its patterns compiled.
@@ -169,7 +170,7 @@ fn leads_through(way: &[Segment], names: &[&str]) -> bool {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crds::resource::Discovery;
+    use crds::discovery::Discovery;
 
     pub(crate) fn rule(globs: &[&str], exclude: &[&str]) -> Rule {
         let owned = |globs: &[&str]| globs.iter().map(|g| (*g).to_owned()).collect();

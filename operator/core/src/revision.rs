@@ -1,11 +1,13 @@
 //! The name of what an agent runs: ten hex digits over its content.
 
 use crds::config::DevicePluginConfigSpec;
+use crds::container::ContainerAccess;
+use crds::health::HealthCheck;
 use crds::names::short_hash;
 use crds::placement::{
     AgentSettings, ComputeResources, ImagePullPolicy, Quantities, Toleration, TolerationOperator,
 };
-use crds::resource::{ContainerAccess, HealthCheck, Resource};
+use crds::resource::Resource;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
