@@ -6,6 +6,7 @@
 //! deliberately does not know our custom resources, our chart or what a test wants to see: that
 //! belongs to the tests.
 
+pub mod bench;
 pub mod cluster;
 pub mod command;
 pub mod images;

@@ -6,6 +6,7 @@ use anyhow::ensure;
 use clap::ValueEnum;
 
 use crate::check;
+use crate::fuzz;
 use crate::steps::{Step, Steps, note};
 use crate::workspace::{cache, cargo, run as run_program};
 
@@ -18,6 +19,8 @@ pub enum Part {
     Unit,
     /// Rollouts in a simulated cluster, with faults by seed.
     Simulation,
+    /// Fuzzing of what the agent reads and did not write.
+    Fuzz,
     /// Tests on a real local cluster; needs root, and replaces a local cluster that is running.
     Cluster,
 }
@@ -44,6 +47,7 @@ pub fn run(only: &[Part]) -> anyhow::Result<()> {
         (Part::Check, check::STEPS),
         (Part::Unit, UNIT),
         (Part::Simulation, SIMULATION),
+        (Part::Fuzz, fuzz::STEPS),
         (Part::Cluster, CLUSTER),
     ];
     let wanted: Vec<&Step> = parts
