@@ -59,6 +59,10 @@ pub mod paths {
     /// Where the node's `/dev` is mounted, read-only and whole: a single file mounted from it goes
     /// stale when udev makes the node anew.
     pub const HOST_DEV_DIR: &str = "/host/dev";
+    /// The kernel's devices (container): every container has the host's, read-only.
+    pub const SYSFS_DIR: &str = "/sys";
+    /// What the host's udev knows of devices (host and container).
+    pub const UDEV_DIR: &str = "/run/udev";
     /// Locks that the agents of a node share (host and container).
     pub const LOCK_DIR: &str = "/run/device-plugin-agent";
     /// What an agent remembers over restarts (host and container).

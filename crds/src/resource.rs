@@ -6,12 +6,16 @@ use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::container::ContainerAccess;
-use crate::discovery::Discovery;
+use crate::discovery::{Discovery, IdFrom, Topology};
 use crate::health::HealthCheck;
 
 /// One extended resource and the devices behind it.
 #[derive(Clone, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.idFrom) || self.idFrom == 'Auto' || !(has(self.discovery.groups) || has(self.discovery.simulated))")
+        .message(Message::Expression("'idFrom must be Auto, not ' + self.idFrom + ': devices of groups and simulated have ids of their own'".into()))
+)]
 pub struct Resource {
     /// The extended resource name that pods ask for in `limits`, for example `example.com/fpga`:
     /// a lower-case DNS subdomain of at most 244 characters, one slash, and a name of at most 63
@@ -32,6 +36,17 @@ pub struct Resource {
     pub name: String,
     /// How the devices of this resource are found. Exactly one member is given.
     pub discovery: Discovery,
+    /// What the ids of devices are made from: `Serial` (a device's serial number), `BusPath` (the
+    /// slot or port that it is plugged into), `DevicePath` (the path of its device node) or `Auto`:
+    /// the path for `paths`, the slot for `pci`, the serial number for `usb` and `udev`. A device
+    /// without what is asked for, and devices that share it, get the next of `Serial`, `BusPath`
+    /// and `DevicePath`. Only `Auto` for `groups` and `simulated`. Default `Auto`.
+    #[serde(default, skip_serializing_if = "is_default_id_from")]
+    pub id_from: IdFrom,
+    /// Whether the kubelet is told which NUMA node a device is near to: `Auto` (the one that the
+    /// kernel names, if any) or `None`. Default `Auto`.
+    #[serde(default, skip_serializing_if = "is_default_topology")]
+    pub topology: Topology,
     /// What a container that asked for devices gets. Left out: each device at its host's path,
     /// readable and writable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -51,4 +66,12 @@ impl Resource {
     pub fn health_check(&self) -> HealthCheck {
         self.health_check.clone().unwrap_or_default()
     }
+}
+
+fn is_default_id_from(id_from: &IdFrom) -> bool {
+    *id_from == IdFrom::default()
+}
+
+fn is_default_topology(topology: &Topology) -> bool {
+    *topology == Topology::default()
 }

@@ -95,6 +95,9 @@ const TOLERATIONS: &str = "/spec/agent/tolerations";
 const IMAGE: &str = "/spec/agent/image";
 const UNHEALTHY: &str = "/spec/resources/0/discovery/simulated/unhealthy";
 
+const PCI: &str = "/spec/resources/0/discovery/pci";
+const ID_FROM: &str = "/spec/resources/0/idFrom";
+
 fn env(value: &str) -> Value {
     json!([{"name": "A", "value": value}])
 }
@@ -219,7 +222,7 @@ fn resource_refusals() -> Vec<Refusal> {
             "/spec/resources/0/discovery/simulated",
             json!({"count": 1}),
             "spec.resources[0].discovery",
-            &["exactly one kind of discovery", "paths or simulated"],
+            &["exactly one kind of discovery", "pci, usb or simulated"],
         ),
         refusal(
             "/spec/resources/0/discovery",
@@ -362,6 +365,41 @@ fn simulated_refusals() -> Vec<Refusal> {
     )]
 }
 
+/// Devices by what the kernel says of them.
+fn pci() -> Value {
+    let mut config = config();
+    config["spec"]["resources"][0]["discovery"] = json!({"pci": [{"vendor": "8086"}]});
+    config
+}
+
+fn pci_refusals() -> Vec<Refusal> {
+    let words: &[&str] = &["at least one of vendor, device, class and driver", "8086"];
+    let field = "spec.resources[0].discovery.pci[0]";
+    vec![
+        refusal(PCI, json!([{}]), field, words),
+        refusal(PCI, json!([{"vendor": "", "driver": ""}]), field, words),
+        refusal(
+            "/spec/resources/0/discovery/usb",
+            json!([{"vendor": "0403"}]),
+            "spec.resources[0].discovery",
+            &["exactly one kind of discovery"],
+        ),
+    ]
+}
+
+fn id_refusals() -> Vec<Refusal> {
+    let field = "spec.resources[0]";
+    let words: &[&str] = &["idFrom must be Auto", "not Serial", "ids of their own"];
+    vec![refusal(ID_FROM, json!("Serial"), field, words)]
+}
+
+fn groups() -> Value {
+    let mut config = config();
+    let groups = json!([{"id": "card0", "paths": ["/dev/a0", "/dev/b0"]}]);
+    config["spec"]["resources"][0]["discovery"] = json!({ "groups": groups });
+    config
+}
+
 fn pool_refusals() -> Vec<Refusal> {
     let long_name: &'static str =
         "nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn";
@@ -426,6 +464,9 @@ fn all() -> Vec<(Value, Vec<Refusal>)> {
         (config(), of_config),
         (by_pools(), by_pools_refusals()),
         (simulated(), simulated_refusals()),
+        (simulated(), id_refusals()),
+        (groups(), id_refusals()),
+        (pci(), pci_refusals()),
         (pool(), pool_refusals()),
     ]
 }
@@ -514,6 +555,30 @@ fn right_values_are_accepted() {
     let mut unhealthy = simulated();
     put(&mut unhealthy, UNHEALTHY, json!([0, 1]));
     assert!(complaints(&unhealthy).is_empty());
+    for id_from in ["Auto", "Serial", "BusPath", "DevicePath"] {
+        let mut pci = pci();
+        put(&mut pci, ID_FROM, json!(id_from));
+        assert!(complaints(&pci).is_empty());
+    }
+    for matcher in [
+        json!([{"vendor": "8086"}, {"device": "56c0"}]),
+        json!([{"class": "03"}, {"driver": "vfio-pci"}]),
+    ] {
+        let mut pci = pci();
+        put(&mut pci, PCI, matcher);
+        assert!(complaints(&pci).is_empty());
+    }
+    for discovery in [
+        json!({"udev": {"subsystem": "tty", "attributes": {"../idVendor": "0403"}}}),
+        json!({"usb": [{"vendor": "0403", "serial": "A10K"}]}),
+    ] {
+        let mut config = config();
+        put(&mut config, "/spec/resources/0/discovery", discovery);
+        assert!(complaints(&config).is_empty());
+    }
+    let mut auto = groups();
+    put(&mut auto, ID_FROM, json!("Auto"));
+    assert!(complaints(&auto).is_empty());
     let mut longest = pool();
     longest["metadata"]["name"] = json!("p".repeat(63));
     assert!(complaints(&longest).is_empty());

@@ -14,6 +14,8 @@ use tokio::task::JoinSet;
 
 use crate::allocations::{self, Held, PodResources, Polling};
 use crate::board::Board;
+use crate::claim_table::{self, ClaimTable};
+use crate::claims::SharedClaims;
 use crate::comparer::{Comparer, SentLists};
 use crate::devices::{Devices, Shared};
 use crate::farewell::{self, Farewell, LastWord};
@@ -29,6 +31,8 @@ use crate::reporter::Reporter;
 use crate::roles::{Found, Keeper, Roles};
 use crate::settings::{ApiAccess, Settings};
 use crate::state_file::StateFile;
+use crate::sysfs::Sysfs;
+use crate::uevents::{self, Messages, Uevents};
 
 /// What an agent needs to run.
 pub struct Agent {
@@ -56,7 +60,10 @@ pub struct Agent {
 struct Common {
     settings: Settings,
     host_dev: HostDev,
+    sysfs: Sysfs,
     events: FileEvents,
+    uevents: Uevents,
+    claims: SharedClaims,
     view: watch::Receiver<View>,
     held: watch::Receiver<Held>,
     allocated: Arc<Notify>,
@@ -195,10 +202,18 @@ impl Common {
             found: Found::default(),
         });
         let host_dev = HostDev::new(settings.host_dev_dir.clone());
+        let (sysfs, udev) = (settings.sysfs_dir.clone(), settings.udev_dir.clone());
+        let sysfs = Sysfs::new(sysfs, udev, host_dev.clone());
+        let uevents = opened_uevents(&settings, tasks);
+        let (lock_dir, name) = (settings.lock_dir.clone(), config.config.clone());
+        let table = ClaimTable::new(lock_dir, name, claim_table::ENDED_GRACE);
         Self {
             settings,
             host_dev,
+            sysfs,
             events,
+            uevents,
+            claims: SharedClaims::new(table),
             view,
             held,
             allocated,
@@ -241,11 +256,15 @@ impl Common {
     fn start(&self, resource: &Resource, displaced: Arc<Notify>, tasks: &mut Tasks, stop: &Stop) {
         let timing = &self.settings.timing;
         let look_again = Arc::new(Notify::new());
+        let claims = self.claims.next(&resource.name, look_again.clone());
         let shared = Shared {
             host_dev: self.host_dev.clone(),
+            sysfs: self.sysfs.clone(),
+            uevents: self.uevents.clone(),
             events: self.events.subscribe(|_| true),
             held: self.held.clone(),
             look_again: look_again.clone(),
+            claims: claims.clone(),
             board: self.board.clone(),
             between_looks: timing.between_looks,
         };
@@ -256,6 +275,7 @@ impl Common {
             inventory: devices.subscribe(),
             host_dev: self.host_dev.clone(),
             look_again,
+            claims,
             allocated: self.allocated.clone(),
             sent: self.sent.clone(),
             metrics: self.metrics.clone(),
@@ -287,12 +307,36 @@ fn opened_events(settings: &Settings, tasks: &mut Tasks) -> FileEvents {
     match FileEvents::open() {
         Ok((events, stream)) => {
             // Ends only where events cannot be read: polling goes on.
-            tasks.set_aside(file_events::delivered(events.clone(), stream));
+            tasks.set_aside(
+                "file events",
+                file_events::delivered(events.clone(), stream),
+            );
             events
         }
         Err(error) => {
             tracing::warn!(%error, "no file events (fs.inotify.max_user_instances): polling instead");
             FileEvents::none()
+        }
+    }
+}
+
+/// The kernel's device events, or none where it does not tell them.
+fn opened_uevents(settings: &Settings, tasks: &mut Tasks) -> Uevents {
+    if !settings.device_events {
+        return Uevents::none();
+    }
+    match Messages::open() {
+        Ok(messages) => {
+            let uevents = Uevents::new();
+            tasks.set_aside(
+                "device events",
+                uevents::delivered(uevents.clone(), messages),
+            );
+            uevents
+        }
+        Err(error) => {
+            tracing::warn!(%error, "no device events: polling instead");
+            Uevents::none()
         }
     }
 }
@@ -318,9 +362,9 @@ impl Tasks {
     }
 
     /// Runs a task that may end whenever it likes.
-    fn set_aside(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+    fn set_aside(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
-        self.spawn("file events", async move {
+        self.spawn(name, async move {
             tokio::select! {
                 () = stop.requested() => {}
                 () = async { task.await; std::future::pending().await } => {}

@@ -1,16 +1,19 @@
-//! The node agent: looks at `/dev`, speaks the device plugin protocol to the kubelet, and reports to
+//! The node agent: looks at `/dev` and `/sys`, speaks the device plugin protocol to the kubelet, and reports to
 //! the node's object. What to do about what it sees is decided in `node_agent_core`.
 
 mod agent;
 mod allocations;
 mod board;
 mod claim;
+mod claim_table;
+mod claims;
 mod comparer;
 mod devices;
 mod error_chain;
 mod farewell;
 mod file_events;
 mod host_dev;
+mod host_devices;
 mod lock;
 pub mod metrics;
 mod node_object;
@@ -25,6 +28,8 @@ mod reporter;
 mod roles;
 pub mod settings;
 mod state_file;
+mod sysfs;
+mod uevents;
 
 pub use agent::{Agent, run};
 pub use settings::ApiAccess;

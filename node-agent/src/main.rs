@@ -53,6 +53,12 @@ struct Flags {
     /// Where the host's /dev is mounted.
     #[arg(long, default_value = paths::HOST_DEV_DIR)]
     host_dev_dir: PathBuf,
+    /// Where sysfs is mounted.
+    #[arg(long, default_value = paths::SYSFS_DIR)]
+    sysfs_dir: PathBuf,
+    /// Where the host's /run/udev is mounted, if it is.
+    #[arg(long, default_value = paths::UDEV_DIR)]
+    udev_dir: PathBuf,
     /// Where the locks are that the agents of a node share.
     #[arg(long, default_value = paths::LOCK_DIR)]
     lock_dir: PathBuf,
@@ -125,6 +131,8 @@ async fn serve(flags: Flags, config: AgentConfig, logs: Logs) -> Result<()> {
             plugin_dir: flags.plugin_dir,
             pod_resources_dir: flags.pod_resources_dir,
             host_dev_dir: flags.host_dev_dir,
+            sysfs_dir: flags.sysfs_dir,
+            udev_dir: flags.udev_dir,
             lock_dir: flags.lock_dir,
             state_dir: flags.state_dir,
             ..Settings::default()

@@ -20,6 +20,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
+use crate::claims::OwnClaims;
 use crate::comparer::{Sent, SentLists};
 use crate::host_dev::HostDev;
 use crate::metrics::{AllocationResult, Metrics};
@@ -37,6 +38,8 @@ pub struct Answers {
     pub host_dev: HostDev,
     /// Told when the inventory turned out to be wrong.
     pub look_again: Arc<Notify>,
+    /// What other resources give out.
+    pub claims: OwnClaims,
     /// Told after devices were given to a container.
     pub allocated: Arc<Notify>,
     /// What the kubelet was sent.
@@ -175,6 +178,7 @@ impl Answers {
                 ));
             }
         }
+        self.claims.give(ids)?;
         Ok(response(answer))
     }
 

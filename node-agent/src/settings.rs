@@ -28,12 +28,18 @@ pub struct Settings {
     pub pod_resources_dir: PathBuf,
     /// Where the host's `/dev` is.
     pub host_dev_dir: PathBuf,
+    /// Where the host's sysfs is.
+    pub sysfs_dir: PathBuf,
+    /// Where the host's udev keeps what it knows at run time.
+    pub udev_dir: PathBuf,
     /// Locks that the agents of a node share.
     pub lock_dir: PathBuf,
     /// What is remembered over restarts.
     pub state_dir: PathBuf,
-    /// Whether the kernel may be asked to tell of changes; without, everything is found by polling.
+    /// Whether the kernel may be asked to tell of changed directories; without, everything is found by polling.
     pub file_events: bool,
+    /// Whether the kernel may be asked to tell of changed devices; without, the same.
+    pub device_events: bool,
     /// How patient the agent is.
     pub timing: Timing,
 }
@@ -175,9 +181,12 @@ impl Default for Settings {
             plugin_dir: PathBuf::from(paths::DEVICE_PLUGIN_DIR),
             pod_resources_dir: PathBuf::from(paths::POD_RESOURCES_DIR),
             host_dev_dir: PathBuf::from(paths::HOST_DEV_DIR),
+            sysfs_dir: PathBuf::from(paths::SYSFS_DIR),
+            udev_dir: PathBuf::from(paths::UDEV_DIR),
             lock_dir: PathBuf::from(paths::LOCK_DIR),
             state_dir: PathBuf::from(paths::STATE_DIR),
             file_events: true,
+            device_events: true,
             timing: Timing::default(),
         }
     }

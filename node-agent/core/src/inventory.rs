@@ -28,6 +28,8 @@ pub struct Inventory {
     pub devices: BTreeMap<String, Device>,
     /// What is refused for what it is.
     pub refusals: Vec<Refusal>,
+    /// What users should know of devices although nothing is wrong.
+    pub remarks: Vec<Refusal>,
     /// Devices that are too many.
     pub left_out: usize,
     /// What could not be looked at.
@@ -70,17 +72,24 @@ impl Inventory {
             unusable,
             unknown,
             refusals,
+            remarks,
         } = seen;
         let mut next = Self {
             refusals,
+            remarks,
             unknown,
             ..Self::default()
         };
+        let found = found.into_iter().map(|(id, found)| {
+            let found = found.unless_held_as_another(&id, allocated);
+            (id, found)
+        });
+        let found: BTreeMap<String, Found> = found.collect();
         for (id, known) in &self.devices {
             let held = allocated.map_or(known.allocated, |ids| ids.contains(id));
             let device = match found.get(id) {
                 Some(found) => known.found(found, held, now),
-                None if next.unknown.hides(&known.paths) => known.unseen(held),
+                None if next.unknown.hides(known) => known.unseen(held),
                 None => known.missing(unusable.get(id), held, now),
             };
             if !device.may_be_dropped(allocated.is_some(), now) {
@@ -214,15 +223,33 @@ impl Device {
 }
 
 impl Unknown {
-    /// Whether one of the paths could not be looked at.
-    fn hides(&self, paths: &[String]) -> bool {
-        paths.iter().any(|path| {
-            let below = |directory: &String| {
-                path.strip_prefix(directory.as_str())
-                    .is_some_and(|rest| rest.starts_with('/'))
-            };
-            self.paths.contains_key(path) || self.directories.keys().any(below)
-        })
+    /// Whether one of a device's paths, or its place in sysfs, could not be looked at.
+    fn hides(&self, device: &Device) -> bool {
+        device
+            .paths
+            .iter()
+            .chain(&device.hardware.sysfs)
+            .any(|path| {
+                let below = |directory: &String| {
+                    path.strip_prefix(directory.as_str())
+                        .is_some_and(|rest| rest.starts_with('/'))
+                };
+                self.paths.contains_key(path) || self.directories.keys().any(below)
+            })
+    }
+}
+
+impl Found {
+    /// Unhealthy while a container holds the device under another id, that of an earlier revision
+    /// perhaps: it would be given out twice.
+    fn unless_held_as_another(mut self, id: &str, allocated: Option<&BTreeSet<String>>) -> Self {
+        let Some(allocated) = allocated.filter(|ids| !ids.contains(id)) else {
+            return self;
+        };
+        if let Some(other) = self.also.iter().find(|also| allocated.contains(*also)) {
+            self.unhealthy = Some(format!("a container holds it as {other:?}"));
+        }
+        self
     }
 }
 
@@ -241,7 +268,7 @@ fn whole_seconds(time: Timestamp) -> Timestamp {
 mod tests {
     use super::*;
     use crate::discovery::discovered;
-    use crate::discovery::tests::{character, numbered};
+    use crate::discovery::tests::{character, numbered, seen_paths};
     use crate::discovery::{Candidate, Kind, Target};
     use crate::rule::tests::rule;
 
@@ -250,7 +277,7 @@ mod tests {
     }
 
     fn look(candidates: &[Candidate]) -> Discovered {
-        discovered(&rule(&["/dev/**"], &[]), candidates, BTreeMap::new())
+        discovered(&rule(&["/dev/**"], &[]), &seen_paths(candidates))
     }
 
     fn node(path: &str) -> Candidate {
@@ -388,6 +415,66 @@ mod tests {
                 "/dev/business/c Unhealthy 9999 device node is gone"
             ]
         );
+    }
+
+    /// What sysfs does not show now is not gone.
+    #[test]
+    fn a_device_whose_place_cannot_be_looked_at_stays_as_it_was() {
+        let seen = |devices: &[(&str, &str)]| Discovered {
+            devices: devices
+                .iter()
+                .map(|(id, sysfs)| {
+                    let hardware = Hardware {
+                        sysfs: Some((*sysfs).to_owned()),
+                        ..Hardware::default()
+                    };
+                    let paths = vec![format!("/dev/{id}")];
+                    let found = Found {
+                        paths,
+                        hardware,
+                        ..Found::default()
+                    };
+                    ((*id).to_owned(), found)
+                })
+                .collect(),
+            ..Discovered::default()
+        };
+        let both = [("a", "/sys/devices/a"), ("b", "/sys/devices/b")];
+        let first = Inventory::default().next(seen(&both), Some(&none()), at(1));
+        let mut blind = seen(&[]);
+        let error = "input/output error".to_owned();
+        blind.unknown.paths = [("/sys/devices/a".to_owned(), error.clone())].into();
+        let next = first.next(blind, Some(&none()), at(2));
+        let one = ["/dev/a Healthy 1", "/dev/b Unhealthy 2 device node is gone"];
+        assert_eq!(lines(&next), one);
+        let mut blind = seen(&[]);
+        blind.unknown.directories = [("/sys/devices".to_owned(), error)].into();
+        let next = first.next(blind, Some(&none()), at(9));
+        assert_eq!(lines(&next), ["/dev/a Healthy 1", "/dev/b Healthy 1"]);
+    }
+
+    #[test]
+    fn a_device_that_is_held_under_another_id_is_not_given_out() {
+        let found = Found {
+            paths: vec!["/dev/a".to_owned()],
+            also: vec!["serial".to_owned(), "slot".to_owned()],
+            ..Found::default()
+        };
+        let seen = || Discovered {
+            devices: [("path".to_owned(), found.clone())].into(),
+            ..Discovered::default()
+        };
+        let held = |id: &str| BTreeSet::from([id.to_owned()]);
+        let first = Inventory::default().next(seen(), Some(&held("slot")), at(1));
+        let told = r#"/dev/a Unhealthy 1 a container holds it as "slot""#;
+        assert_eq!(
+            lines(&first),
+            [told, "- Unhealthy 1 held device node is gone"]
+        );
+        let freed = first.next(seen(), Some(&none()), at(2));
+        assert_eq!(lines(&freed)[0], "/dev/a Healthy 2");
+        let own = freed.next(seen(), Some(&held("path")), at(3));
+        assert_eq!(lines(&own)[0], "/dev/a Healthy 2 held");
     }
 
     #[test]

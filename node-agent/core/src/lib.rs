@@ -5,12 +5,17 @@
 //! saw, and does what is answered.
 
 pub mod allocation;
+mod by_path;
+mod by_sight;
+pub mod claims;
 pub mod comparison;
 pub mod conditions;
 pub mod discovery;
 pub mod first_time;
+mod groups;
 pub mod identity;
 pub mod inventory;
+mod names;
 pub mod news;
 pub mod pace;
 pub mod preflight;
@@ -19,4 +24,6 @@ pub mod report;
 pub mod role;
 pub mod rule;
 pub mod seen;
+pub mod sight;
+pub mod uevent;
 pub mod writing;

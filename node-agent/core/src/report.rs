@@ -91,9 +91,19 @@ fn resource_message(seen: &ResourceSeen) -> String {
         seen.standing.message(),
         seen.discovery_error.clone(),
         refusals(&seen.inventory),
+        remarks(&seen.inventory),
     ];
     let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
     parts.join("; ")
+}
+
+/// What users should know of devices although nothing is wrong.
+fn remarks(inventory: &Inventory) -> String {
+    let told = inventory.remarks.iter();
+    let told: Vec<String> = told
+        .map(|one| format!("{:?} {}", one.path, one.reason))
+        .collect();
+    listed(&told)
 }
 
 /// What is not advertised although it matches, and what could not be looked at.
@@ -153,6 +163,11 @@ fn device_report(resource: &str, id: &str, device: &Device) -> DeviceReport {
         resource: resource.to_owned(),
         health: device.health,
         reason: shortened(&device.reason, REASON_MAX),
+        numa_node: device
+            .hardware
+            .numa_nodes
+            .first()
+            .and_then(|node| i32::try_from(*node).ok()),
         paths: device.paths.iter().take(PATHS_MAX).cloned().collect(),
         allocated: device.allocated,
         last_transition_time: Some(Time(device.since)),
@@ -185,7 +200,7 @@ fn count(number: usize) -> i32 {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::discovery::Hardware;
+    use crate::discovery::{Hardware, Refusal};
     use crate::role::Role;
     use crate::seen::Part;
     use crds::node::Health;
@@ -310,6 +325,24 @@ pub(crate) mod tests {
         assert_eq!(report.resources[0].message.chars().count(), 1024);
         assert_eq!(report.devices[0].reason.chars().count(), 256);
         assert_eq!(report.devices[0].paths.len(), 32);
+    }
+
+    #[test]
+    fn remarks_and_places_are_reported() {
+        let mut one = resource(Standing::Watching(at(1)), &[HEALTHY, HEALTHY]);
+        let inventory = Arc::make_mut(&mut one.inventory);
+        inventory.remarks = vec![Refusal {
+            path: "/dev/x".to_owned(),
+            reason: "shares its serial number".to_owned(),
+        }];
+        for device in inventory.devices.values_mut().skip(1) {
+            device.hardware.numa_nodes = vec![1, 3];
+        }
+        let report = report(&Identity::default(), &seen(vec![one]));
+        let expected = r#""/dev/x" shares its serial number"#;
+        assert_eq!(report.resources[0].message, expected);
+        let near: Vec<Option<i32>> = report.devices.iter().map(|one| one.numa_node).collect();
+        assert_eq!(near, [None, Some(1)]);
     }
 
     #[test]

@@ -1,13 +1,24 @@
-//! Which paths under `/dev` a resource matches, and which directories can hold such paths.
+//! What a resource matches: which paths under `/dev`, which devices in sysfs, and what has to be
+//! looked at to find them.
 
-use crds::discovery::{PathDiscovery, SimulatedDiscovery};
+use std::collections::BTreeMap;
+
+use crds::discovery::{
+    GroupDiscovery, IdFrom, PathDiscovery, PciMatcher, SimulatedDiscovery, Topology, UdevDiscovery,
+    UsbMatcher,
+};
 use crds::resource::Resource;
 use globset::{Glob, GlobBuilder, GlobMatcher};
+
+use crate::sight::Sight;
+use crate::uevent::Uevent;
 
 /// A resource's discovery, its patterns compiled.
 #[derive(Clone, Debug)]
 pub struct Rule {
     resource: String,
+    id_from: IdFrom,
+    topology: Topology,
     matches: Matches,
 }
 
@@ -16,8 +27,36 @@ pub struct Rule {
 pub(crate) enum Matches {
     /// Paths of device nodes.
     Paths(Patterns),
+    /// Lists of device nodes.
+    Groups(Vec<GroupDiscovery>),
+    /// What the kernel and udev say.
+    Udev(UdevPatterns),
+    /// PCI functions.
+    Pci(Vec<PciMatcher>),
+    /// USB devices.
+    Usb(Vec<UsbMatcher>),
     /// Nothing that exists.
     Simulated(SimulatedDiscovery),
+}
+
+/// What of sysfs a rule has to be shown.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Wanted<'a> {
+    /// Nothing.
+    Nothing,
+    /// The devices of a subsystem that have a device node.
+    Subsystem {
+        /// Its name.
+        name: &'a str,
+        /// Names of attributes; those that start with `../` are of a device above.
+        attributes: Vec<&'a str>,
+        /// Whether udev's database is needed as well.
+        properties: bool,
+    },
+    /// PCI functions with `vendor`, `device`, `class` and driver.
+    PciFunctions,
+    /// USB devices with `idVendor`, `idProduct` and `serial`.
+    UsbDevices,
 }
 
 /// The compiled patterns of one resource.
@@ -26,6 +65,14 @@ pub(crate) struct Patterns {
     globs: Vec<GlobMatcher>,
     excludes: Vec<GlobMatcher>,
     ways: Vec<Vec<Segment>>,
+}
+
+/// The compiled patterns of a resource that is found by what the kernel and udev say.
+#[derive(Clone, Debug)]
+pub(crate) struct UdevPatterns {
+    subsystem: String,
+    properties: BTreeMap<String, GlobMatcher>,
+    attributes: BTreeMap<String, GlobMatcher>,
 }
 
 /// One step of the way from `/` to what a glob matches.
@@ -48,6 +95,27 @@ pub enum RuleError {
         /// What is wrong with it.
         source: globset::Error,
     },
+    /// A value's pattern cannot be read.
+    #[error("failed to read the pattern {pattern:?} of {field} {name:?}")]
+    ReadPattern {
+        /// `property` or `attribute`.
+        field: &'static str,
+        /// Its name.
+        name: String,
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        source: globset::Error,
+    },
+    /// An attribute's name leads somewhere else.
+    #[error(
+        "attribute {name:?} must be a file in the device's directory in sysfs, such as \
+         \"interface\" or \"power/control\", or, after one \"../\", of a device above it"
+    )]
+    NameAttribute {
+        /// The name.
+        name: String,
+    },
     /// A later version's discovery, or none.
     #[error("resource {resource:?} names no kind of discovery that this agent knows")]
     NameDiscovery {
@@ -63,17 +131,27 @@ impl Rule {
     /// When a pattern's syntax is wrong, or there is no kind of discovery.
     pub fn new(resource: &Resource) -> Result<Self, RuleError> {
         let discovery = &resource.discovery;
-        let matches = match (&discovery.paths, &discovery.simulated) {
-            (Some(paths), _) => Matches::Paths(Patterns::new(paths)?),
-            (None, Some(simulated)) => Matches::Simulated(simulated.clone()),
-            (None, None) => {
-                return Err(RuleError::NameDiscovery {
-                    resource: resource.name.clone(),
-                });
-            }
+        let matches = if let Some(paths) = &discovery.paths {
+            Matches::Paths(Patterns::new(paths)?)
+        } else if let Some(groups) = &discovery.groups {
+            Matches::Groups(groups.clone())
+        } else if let Some(udev) = &discovery.udev {
+            Matches::Udev(UdevPatterns::new(udev)?)
+        } else if let Some(pci) = &discovery.pci {
+            Matches::Pci(pci.clone())
+        } else if let Some(usb) = &discovery.usb {
+            Matches::Usb(usb.clone())
+        } else if let Some(simulated) = &discovery.simulated {
+            Matches::Simulated(simulated.clone())
+        } else {
+            return Err(RuleError::NameDiscovery {
+                resource: resource.name.clone(),
+            });
         };
         Ok(Self {
             resource: resource.name.clone(),
+            id_from: resource.id_from,
+            topology: resource.topology,
             matches,
         })
     }
@@ -83,21 +161,50 @@ impl Rule {
         &self.resource
     }
 
+    /// What ids are made from; for `Auto` what suits the kind of discovery.
+    pub(crate) fn id_from(&self) -> IdFrom {
+        match (self.id_from, &self.matches) {
+            (IdFrom::Auto, Matches::Pci(_)) => IdFrom::BusPath,
+            (IdFrom::Auto, Matches::Udev(_) | Matches::Usb(_)) => IdFrom::Serial,
+            (IdFrom::Auto, Matches::Paths(_) | Matches::Groups(_) | Matches::Simulated(_)) => {
+                IdFrom::DevicePath
+            }
+            (asked @ (IdFrom::Serial | IdFrom::BusPath | IdFrom::DevicePath), _) => asked,
+        }
+    }
+
+    /// Whether the kubelet is told where devices are.
+    pub(crate) fn topology(&self) -> Topology {
+        self.topology
+    }
+
     /// Whether a path, such as `/dev/ttyUSB0`, is a candidate: whoever walks `/dev` looks at no
     /// other.
     pub fn matches(&self, path: &str) -> bool {
-        self.precedence(path).is_some()
+        match &self.matches {
+            Matches::Groups(groups) => groups.iter().any(|group| paths(group).any(|p| p == path)),
+            Matches::Paths(_)
+            | Matches::Udev(_)
+            | Matches::Pci(_)
+            | Matches::Usb(_)
+            | Matches::Simulated(_) => self.precedence(path).is_some(),
+        }
     }
 
     /// Whether a directory, such as `/dev/serial`, can hold candidates at any depth. Links to
     /// directories are not meant: they are not followed.
     pub fn may_hold_matches(&self, directory: &str) -> bool {
+        let is_below = |path: &str| {
+            let rest = path.strip_prefix(directory);
+            rest.is_some_and(|rest| rest.starts_with('/'))
+        };
         match &self.matches {
             Matches::Paths(patterns) => {
                 let names: Vec<&str> = directory.split('/').filter(|n| !n.is_empty()).collect();
                 patterns.ways.iter().any(|way| leads_through(way, &names))
             }
-            Matches::Simulated(_) => false,
+            Matches::Groups(groups) => groups.iter().any(|group| paths(group).any(is_below)),
+            Matches::Udev(_) | Matches::Pci(_) | Matches::Usb(_) | Matches::Simulated(_) => false,
         }
     }
 
@@ -106,7 +213,49 @@ impl Rule {
         match &self.matches {
             Matches::Paths(patterns) if patterns.excludes.iter().any(|e| e.is_match(path)) => None,
             Matches::Paths(patterns) => patterns.globs.iter().position(|g| g.is_match(path)),
-            Matches::Simulated(_) => None,
+            Matches::Groups(_)
+            | Matches::Udev(_)
+            | Matches::Pci(_)
+            | Matches::Usb(_)
+            | Matches::Simulated(_) => None,
+        }
+    }
+
+    /// What of sysfs the rule has to be shown.
+    pub fn wanted(&self) -> Wanted<'_> {
+        match &self.matches {
+            Matches::Paths(_) | Matches::Groups(_) | Matches::Simulated(_) => Wanted::Nothing,
+            Matches::Udev(udev) => Wanted::Subsystem {
+                name: &udev.subsystem,
+                attributes: udev.attributes.keys().map(String::as_str).collect(),
+                properties: !udev.properties.is_empty(),
+            },
+            Matches::Pci(_) => Wanted::PciFunctions,
+            Matches::Usb(_) => Wanted::UsbDevices,
+        }
+    }
+
+    /// Whether a device in sysfs is one of the resource: of those that are not, neither nodes nor
+    /// levels need to be read.
+    pub fn accepts(&self, sight: &Sight) -> bool {
+        match &self.matches {
+            Matches::Udev(udev) => udev.accepts(sight),
+            Matches::Pci(matchers) => matchers.iter().any(|one| is_function(one, sight)),
+            Matches::Usb(matchers) => matchers.iter().any(|one| is_usb_device(one, sight)),
+            Matches::Paths(_) | Matches::Groups(_) | Matches::Simulated(_) => false,
+        }
+    }
+
+    /// Whether a change that the kernel told can change what the rule finds.
+    pub fn is_touched_by(&self, event: &Uevent) -> bool {
+        match &self.matches {
+            Matches::Udev(udev) => event.subsystem == udev.subsystem,
+            // The nodes of VFIO are made elsewhere than the functions.
+            Matches::Pci(_) => {
+                event.is_below_pci() || matches!(event.subsystem.as_str(), "vfio" | "misc")
+            }
+            Matches::Usb(_) => event.is_below_usb(),
+            Matches::Paths(_) | Matches::Groups(_) | Matches::Simulated(_) => false,
         }
     }
 
@@ -114,6 +263,81 @@ impl Rule {
     pub(crate) fn by(&self) -> &Matches {
         &self.matches
     }
+}
+
+fn paths(group: &GroupDiscovery) -> impl Iterator<Item = &str> {
+    let all = group.paths.iter().chain(&group.optional_paths);
+    all.map(String::as_str)
+}
+
+fn is_function(matcher: &PciMatcher, sight: &Sight) -> bool {
+    let is = |attribute: &str, wanted: &str| {
+        let value = sight.attributes.get(attribute);
+        let value = value.map(|value| value.trim_start_matches("0x"));
+        wanted.is_empty() || value.is_some_and(|value| value.starts_with(wanted))
+    };
+    let driver = sight.driver.as_deref().unwrap_or_default();
+    is("vendor", &matcher.vendor)
+        && is("device", &matcher.device)
+        && is("class", &matcher.class)
+        && (matcher.driver.is_empty() || matcher.driver == driver)
+}
+
+fn is_usb_device(matcher: &UsbMatcher, sight: &Sight) -> bool {
+    let is = |attribute: &str, wanted: &str| {
+        let value = sight.attributes.get(attribute);
+        wanted.is_empty() || value.is_some_and(|value| value == wanted)
+    };
+    is("idVendor", &matcher.vendor)
+        && is("idProduct", &matcher.product)
+        && is("serial", &matcher.serial)
+}
+
+impl UdevPatterns {
+    fn new(udev: &UdevDiscovery) -> Result<Self, RuleError> {
+        if let Some(name) = udev.attributes.keys().find(|name| !is_attribute(name)) {
+            return Err(RuleError::NameAttribute { name: name.clone() });
+        }
+        let all = |field: &'static str, values: &BTreeMap<String, String>| {
+            let compiled = values.iter().map(|(name, pattern)| {
+                let matcher = value_pattern(pattern).map_err(|source| RuleError::ReadPattern {
+                    field,
+                    name: name.clone(),
+                    pattern: pattern.clone(),
+                    source,
+                })?;
+                Ok((name.clone(), matcher))
+            });
+            compiled.collect::<Result<BTreeMap<_, _>, RuleError>>()
+        };
+        Ok(Self {
+            subsystem: udev.subsystem.clone(),
+            properties: all("property", &udev.properties)?,
+            attributes: all("attribute", &udev.attributes)?,
+        })
+    }
+
+    fn accepts(&self, sight: &Sight) -> bool {
+        let fit = |patterns: &BTreeMap<String, GlobMatcher>, values: &BTreeMap<String, String>| {
+            patterns.iter().all(|(name, pattern)| {
+                values
+                    .get(name)
+                    .is_some_and(|value| pattern.is_match(value))
+            })
+        };
+        fit(&self.properties, &sight.properties) && fit(&self.attributes, &sight.attributes)
+    }
+}
+
+/// Whether an attribute's name leads to a file of the device, or of one above it, and nowhere else.
+fn is_attribute(name: &str) -> bool {
+    let name = name.strip_prefix("../").unwrap_or(name);
+    let plain = |segment: &str| !matches!(segment, "" | "." | "..") && !segment.contains('\0');
+    name.len() <= 256 && name.split('/').all(plain)
+}
+
+fn value_pattern(pattern: &str) -> Result<GlobMatcher, globset::Error> {
+    Ok(GlobBuilder::new(pattern).build()?.compile_matcher())
 }
 
 impl Patterns {
@@ -180,7 +404,7 @@ pub(crate) mod tests {
         };
         Rule::new(&resource(Discovery {
             paths: Some(paths),
-            simulated: None,
+            ..Discovery::default()
         }))
         .unwrap()
     }
@@ -189,6 +413,8 @@ pub(crate) mod tests {
         Resource {
             name: "example.com/serial".to_owned(),
             discovery,
+            id_from: IdFrom::default(),
+            topology: Topology::default(),
             container: None,
             health_check: None,
         }
@@ -245,16 +471,13 @@ pub(crate) mod tests {
         };
         let error = Rule::new(&resource(Discovery {
             paths: Some(paths),
-            simulated: None,
+            ..Discovery::default()
         }));
         assert_eq!(
             error.unwrap_err().to_string(),
             r#"failed to read glob "/dev/[""#
         );
-        let error = Rule::new(&resource(Discovery {
-            paths: None,
-            simulated: None,
-        }));
+        let error = Rule::new(&resource(Discovery::default()));
         assert!(
             error
                 .unwrap_err()

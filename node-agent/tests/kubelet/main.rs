@@ -12,11 +12,14 @@ mod allocate;
 mod api;
 mod comparison;
 mod devices;
+mod discovery;
 mod fake_api;
 mod fake_kubelet;
 mod fake_pod_resources;
 mod first_time;
 mod hand_over;
+#[path = "../support/machine.rs"]
+mod machine;
 mod process;
 mod registration;
 mod restart;

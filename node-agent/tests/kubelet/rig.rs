@@ -72,6 +72,8 @@ impl Rig {
             plugin_dir: at("plugins"),
             pod_resources_dir: at("pod-resources"),
             host_dev_dir: at("dev"),
+            sysfs_dir: at("sys"),
+            udev_dir: at("udev"),
             lock_dir: at("locks"),
             state_dir: at("state"),
             ..Settings::default()

@@ -42,7 +42,7 @@ pub fn content(
         agent_image: image.to_owned(),
         // Plain data without maps keyed by anything but strings can always be written.
         agent_config: serde_json::to_string(&agent_config).unwrap_or_default(),
-        template: template(&name, revision, image, agent, settings),
+        template: template(&name, revision, image, agent, reads_udev(config), settings),
     }
 }
 
@@ -258,6 +258,7 @@ fn template(
     revision: &str,
     image: &str,
     agent: &AgentSettings,
+    reads_udev: bool,
     settings: &Settings,
 ) -> Value {
     let mut spec = json!({
@@ -272,6 +273,9 @@ fn template(
         "containers": [container(name, revision, image, agent)],
         "volumes": volumes(name, revision, settings),
     });
+    if reads_udev {
+        mount_udev(&mut spec);
+    }
     if !agent.image_pull_secrets.is_empty() {
         set(
             &mut spec,
@@ -361,6 +365,26 @@ fn tolerations(own: &[Toleration]) -> Value {
         None => json!({ "key": key, "operator": "Exists" }),
     });
     ours.chain(own.iter().map(|one| json!(one))).collect()
+}
+
+/// Whether a resource is found by what only udev's database has; sysfs is in every container.
+fn reads_udev(config: &DevicePluginConfig) -> bool {
+    let mut resources = config.spec.resources.iter();
+    resources.any(|resource| {
+        let udev = resource.discovery.udev.as_ref();
+        udev.is_some_and(|udev| !udev.properties.is_empty())
+    })
+}
+
+fn mount_udev(spec: &mut Value) {
+    if let Some(Value::Array(mounts)) = spec.pointer_mut("/containers/0/volumeMounts") {
+        mounts.push(json!({ "name": "udev", "mountPath": paths::UDEV_DIR, "readOnly": true }));
+    }
+    if let Some(Value::Array(volumes)) = spec.pointer_mut("/volumes") {
+        // Made where no udev runs: the agent then finds what the kernel itself tells.
+        let host = json!({ "path": paths::UDEV_DIR, "type": "DirectoryOrCreate" });
+        volumes.push(json!({ "name": "udev", "hostPath": host }));
+    }
 }
 
 fn volumes(name: &str, revision: &str, settings: &Settings) -> Value {
@@ -496,6 +520,30 @@ mod tests {
             writable,
             [paths::DEVICE_PLUGIN_DIR, paths::LOCK_DIR, paths::STATE_DIR]
         );
+    }
+
+    #[test]
+    fn only_a_config_that_asks_udev_sees_its_database() {
+        let check = |discovery: &str, expected: bool| {
+            let spec = format!("resources: [{{name: example.com/a, discovery: {{{discovery}}}}}]");
+            let spec = serde_yaml::from_str(&spec).unwrap();
+            let config = DevicePluginConfig::new("serial", spec);
+            let content = content(&config, "0123456789", "i", &settings());
+            let names = |place: &str| {
+                let list = content.template.pointer(place).unwrap().as_array().unwrap();
+                list.iter().any(|one| one["name"] == "udev")
+            };
+            assert_eq!(names("/spec/volumes"), expected, "{discovery}");
+            assert_eq!(names("/spec/containers/0/volumeMounts"), expected);
+            let text = content.template.to_string();
+            assert!(!text.contains(r#""/sys""#), "every container has it");
+        };
+        check("udev: {subsystem: tty, properties: {ID_MODEL: a}}", true);
+        check(
+            "udev: {subsystem: tty, attributes: {../idVendor: '0403'}}",
+            false,
+        );
+        check("usb: [{vendor: '0403'}]", false);
     }
 
     #[test]

@@ -436,12 +436,22 @@ fn no_devices(scope: &Scope<'_>, name: &str, nodes: usize) -> String {
 }
 
 fn looked_for(resource: &Resource) -> String {
-    match &resource.discovery.paths {
-        Some(paths) => {
-            let globs: Vec<_> = paths.globs.iter().map(String::as_str).collect();
-            format!(": no device node matches {}", Names(&globs))
-        }
-        None => String::new(),
+    let discovery = &resource.discovery;
+    if let Some(paths) = &discovery.paths {
+        let globs: Vec<_> = paths.globs.iter().map(String::as_str).collect();
+        format!(": no device node matches {}", Names(&globs))
+    } else if let Some(groups) = &discovery.groups {
+        let ids: Vec<_> = groups.iter().map(|group| group.id.as_str()).collect();
+        format!(": no device node of these groups is there: {}", Names(&ids))
+    } else if let Some(udev) = &discovery.udev {
+        let subsystem = &udev.subsystem;
+        format!(": no device of subsystem {subsystem:?} has a device node and what is asked for")
+    } else if discovery.pci.is_some() {
+        ": no PCI function that matches has a character device node".to_owned()
+    } else if discovery.usb.is_some() {
+        ": no USB device matches".to_owned()
+    } else {
+        String::new()
     }
 }
 
