@@ -11,6 +11,7 @@ use std::path::{Component, Path, PathBuf};
 use node_agent_core::discovery::{Numbers, Unknown};
 use node_agent_core::rule::{Rule, Wanted};
 use node_agent_core::sight::{Level, SeenNode, Sight};
+use node_agent_core::udev;
 use node_agent_core::uevent::is_pci_address;
 use rustix::io::Errno;
 
@@ -301,7 +302,7 @@ impl Sysfs {
     /// The device node of a device, by the name that the kernel gave it.
     fn node(&self, place: &Path, (major, minor): Numbers) -> Seen<Option<SeenNode>> {
         let properties = read(&place.join("uevent"))?.unwrap_or_default();
-        let name = variables(&properties).find(|(name, _)| *name == "DEVNAME");
+        let name = udev::variables(&properties).find(|(name, _)| *name == "DEVNAME");
         let Some((_, name)) = name else {
             return Ok(None);
         };
@@ -322,12 +323,11 @@ impl Sysfs {
     fn properties(&self, place: &Path, numbers: Numbers) -> Seen<BTreeMap<String, String>> {
         let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
         let kernel = read(&place.join("uevent"))?.unwrap_or_default();
-        let mut properties: BTreeMap<_, _> = variables(&kernel).map(owned).collect();
+        let mut properties: BTreeMap<_, _> = udev::variables(&kernel).map(owned).collect();
         let (major, minor) = numbers;
         let entry = self.udev_data().join(format!("c{major}:{minor}"));
         let udev = read(&entry)?.unwrap_or_default();
-        let udev = udev.lines().filter_map(|line| line.strip_prefix("E:"));
-        properties.extend(udev.filter_map(|line| line.split_once('=')).map(owned));
+        properties.extend(udev::properties(&udev).map(owned));
         Ok(properties)
     }
 
@@ -448,10 +448,7 @@ fn names(directory: &Path) -> io::Result<Vec<PathBuf>> {
 /// The numbers of a device's node; nothing if it has none.
 fn numbers(place: &Path) -> Seen<Option<Numbers>> {
     let text = attribute(place, "dev")?;
-    Ok(text.and_then(|text| {
-        let (major, minor) = text.split_once(':')?;
-        Some((major.parse().ok()?, minor.parse().ok()?))
-    }))
+    Ok(text.and_then(|text| udev::numbers(&text)))
 }
 
 /// An attribute without white space around it; nothing if there is none, or it is empty.
@@ -472,10 +469,6 @@ fn link_name(link: &Path) -> Seen<Option<String>> {
             .map(|name| name.to_string_lossy().into_owned())),
         Err(error) => unless_gone(&error).map_or(Ok(None), |error| Err(Some(error))),
     }
-}
-
-fn variables(text: &str) -> impl Iterator<Item = (&str, &str)> {
-    text.lines().filter_map(|line| line.split_once('='))
 }
 
 /// The start of a regular file; nothing if there is none.

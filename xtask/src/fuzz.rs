@@ -12,6 +12,9 @@ use crate::workspace::{cache, root, run};
 pub const STEPS: &[Step] = &[
     ("building the fuzz targets", build),
     ("fuzzing: the config", || fuzz("config", "examples")),
+    ("fuzzing: devices and device events", || {
+        fuzz("device", "node-agent/fuzz/seeds/device")
+    }),
 ];
 
 /// How long each target runs, in seconds.

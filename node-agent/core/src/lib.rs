@@ -25,5 +25,6 @@ pub mod role;
 pub mod rule;
 pub mod seen;
 pub mod sight;
+pub mod udev;
 pub mod uevent;
 pub mod writing;
