@@ -67,6 +67,8 @@ pub mod paths {
     pub const LOCK_DIR: &str = "/run/device-plugin-agent";
     /// What an agent remembers over restarts (host and container).
     pub const STATE_DIR: &str = "/var/lib/device-plugin-agent";
+    /// Where container runtimes read CDI specifications (host and container).
+    pub const CDI_DIR: &str = "/var/run/cdi";
     /// The kubelet's plugin directory, a compile-time constant of the kubelet (container; the
     /// host's directory is a value of the chart).
     pub const DEVICE_PLUGIN_DIR: &str = "/var/lib/kubelet/device-plugins";

@@ -3,6 +3,7 @@
 //! version with more fields gives the same revision.
 
 use kube::KubeSchema;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::container::ContainerAccess;
@@ -47,6 +48,29 @@ pub struct Resource {
     /// kernel names, if any) or `None`. Default `Auto`.
     #[serde(default, skip_serializing_if = "is_default_topology")]
     pub topology: Topology,
+    /// How many containers can share a device: each device is advertised so many times, and all
+    /// counts of devices grow with it. Nothing keeps those who share a device apart. 1 to 1000,
+    /// default 1: a device belongs to one container.
+    #[serde(
+        default = "default_replicas",
+        skip_serializing_if = "is_default_replicas"
+    )]
+    #[schemars(range(min = 1, max = 1000))]
+    pub replicas: i32,
+    /// Whether a container that asks for several devices may be given one device more than once,
+    /// where `replicas` is more than 1. If not, it gets as many different devices as it asks for, or
+    /// its pod fails with a message that says why. Default false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub allow_multiple_replicas_per_container: bool,
+    /// Which of the free devices a container gets. `None`: the kubelet chooses. `Packed`: devices
+    /// near to each other and already in use, so that others stay free as a whole: on as few NUMA
+    /// nodes as possible, there on as few PCI devices (functions of one card), there as few devices.
+    /// `Spread`: the devices that the fewest containers share, by turns from each NUMA node and each
+    /// PCI device. `NumaAligned`: all from one NUMA node where one has enough, from the one with the
+    /// least to spare; there the devices that the fewest containers share. The kubelet's Topology
+    /// Manager, where it is on, decides about NUMA nodes first. Default `None`.
+    #[serde(default, skip_serializing_if = "is_default_preferred_allocation")]
+    pub preferred_allocation: PreferredAllocation,
     /// What a container that asked for devices gets. Left out: each device at its host's path,
     /// readable and writable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -74,4 +98,28 @@ fn is_default_id_from(id_from: &IdFrom) -> bool {
 
 fn is_default_topology(topology: &Topology) -> bool {
     *topology == Topology::default()
+/// Which of the free devices a container gets.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum PreferredAllocation {
+    /// Those that the kubelet chooses.
+    #[default]
+    None,
+    /// Those near to each other.
+    Packed,
+    /// Those that the fewest share.
+    Spread,
+    /// Those of one NUMA node.
+    NumaAligned,
+}
+
+fn default_replicas() -> i32 {
+    1
+}
+
+fn is_default_replicas(replicas: &i32) -> bool {
+    *replicas == default_replicas()
+}
+
+fn is_default_preferred_allocation(preferred: &PreferredAllocation) -> bool {
+    *preferred == PreferredAllocation::default()
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow};
 use crds::{AgentConfig, Resource};
 use daemon::{Logs, Readiness, Stop};
+use node_agent_core::preferred::is_offered;
 use node_agent_core::report::Identity;
 use node_agent_core::role::InitialRole;
 use tokio::sync::{Notify, watch};
@@ -16,6 +17,7 @@ use crate::allocations::{self, Held, PodResources, Polling};
 use crate::board::Board;
 use crate::claim_table::{self, ClaimTable};
 use crate::claims::SharedClaims;
+use crate::cdi::CdiFile;
 use crate::comparer::{Comparer, SentLists};
 use crate::devices::{Devices, Shared};
 use crate::farewell::{self, Farewell, LastWord};
@@ -269,9 +271,12 @@ impl Common {
             between_looks: timing.between_looks,
         };
         let devices = Devices::new(resource, shared);
+        let cdi = CdiFile::new(&self.settings.cdi_dir, resource, self.board.clone());
         let answers = Answers {
             resource: resource.name.clone(),
             access: resource.container_access(),
+            preference: is_offered(resource).then_some(resource.preferred_allocation),
+            cdi: cdi.map(Arc::new),
             inventory: devices.subscribe(),
             host_dev: self.host_dev.clone(),
             look_again,

@@ -218,7 +218,7 @@ impl Comparisons {
 }
 
 fn healthy(inventory: &Inventory) -> BTreeSet<String> {
-    let devices = inventory.devices.iter();
-    let healthy = devices.filter(|(_, device)| device.health == Health::Healthy);
-    healthy.map(|(id, _)| id.clone()).collect()
+    let listed = inventory.advertised();
+    let healthy = listed.filter(|one| one.health == Health::Healthy);
+    healthy.map(|one| one.id.into_owned()).collect()
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crds::Resource;
 use daemon::Stop;
 use jiff::Timestamp;
+use node_agent_core::advertised::Sharing;
 use node_agent_core::discovery::{Discovered, discovered};
 use node_agent_core::inventory::Inventory;
 use node_agent_core::rule::Rule;
@@ -106,7 +107,7 @@ impl Devices {
             held,
             look_again,
             claims,
-            inventory: watch::Sender::new(Arc::default()),
+            inventory: watch::Sender::new(Arc::new(Inventory::of(Sharing::new(resource)))),
             board,
         };
         devices.look();
@@ -188,7 +189,7 @@ impl Devices {
         for (path, error) in next.unknown.directories.iter().chain(&next.unknown.paths) {
             tracing::debug!(resource, path, error, "failed to look");
         }
-        let (devices, healthy) = (next.devices.len(), next.healthy());
+        let (devices, healthy) = (next.total(), next.healthy());
         let allocated = next.allocated();
         tracing::info!(resource, devices, healthy, allocated, "devices changed");
     }

@@ -4,6 +4,7 @@
 mod agent;
 mod allocations;
 mod board;
+mod cdi;
 mod claim;
 mod claim_table;
 mod claims;

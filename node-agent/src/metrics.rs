@@ -189,7 +189,7 @@ impl Metrics {
             };
             self.registered.get_or_create(&label).set(registered);
             let healthy = resource.inventory.healthy();
-            let unhealthy = resource.inventory.devices.len() - healthy;
+            let unhealthy = resource.inventory.total() - healthy;
             for (health, count) in [(Health::Healthy, healthy), (Health::Unhealthy, unhealthy)] {
                 let labels = HealthLabels {
                     resource: name.clone(),

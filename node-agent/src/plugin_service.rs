@@ -5,23 +5,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crds::container::ContainerAccess;
+use crds::resource::PreferredAllocation;
 use futures::Stream;
 use node_agent_core::allocation::{self, Answer};
 use node_agent_core::discovery::{Kind, Target, forbidden};
 use node_agent_core::inventory::Inventory;
+use node_agent_core::preferred::{self, preferred};
 use proto::v1beta1::device_plugin_server::DevicePlugin;
 use proto::v1beta1::{
-    AllocateRequest, AllocateResponse, ContainerAllocateResponse,
-    ContainerPreferredAllocationResponse, Device, DevicePluginOptions, DeviceSpec, Empty,
-    ListAndWatchResponse, PreStartContainerRequest, PreStartContainerResponse,
-    PreferredAllocationRequest, PreferredAllocationResponse,
+    AllocateRequest, AllocateResponse, CdiDevice, ContainerAllocateResponse,
+    ContainerPreferredAllocationRequest, ContainerPreferredAllocationResponse, Device,
+    DevicePluginOptions, DeviceSpec, Empty, ListAndWatchResponse, Mount, NumaNode,
+    PreStartContainerRequest, PreStartContainerResponse, PreferredAllocationRequest,
+    PreferredAllocationResponse, TopologyInfo,
 };
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use crate::claims::OwnClaims;
+use crate::cdi::CdiFile;
 use crate::comparer::{Sent, SentLists};
+use crate::error_chain::chained;
 use crate::host_dev::HostDev;
 use crate::metrics::{AllocationResult, Metrics};
 
@@ -32,6 +37,10 @@ pub struct Answers {
     pub resource: String,
     /// What a container gets.
     pub access: ContainerAccess,
+    /// Which devices it should get, where the kubelet is to ask.
+    pub preference: Option<PreferredAllocation>,
+    /// Where the container runtime is told of its devices, if it is.
+    pub cdi: Option<Arc<CdiFile>>,
     /// The devices.
     pub inventory: watch::Receiver<Arc<Inventory>>,
     /// The host's `/dev`.
@@ -71,14 +80,6 @@ pub struct PluginService {
     pub closing: watch::Receiver<bool>,
 }
 
-/// The options of every registration: neither hooks nor preferences exist yet.
-pub fn options() -> DevicePluginOptions {
-    DevicePluginOptions {
-        pre_start_required: false,
-        get_preferred_allocation_available: false,
-    }
-}
-
 #[tonic::async_trait]
 impl DevicePlugin for PluginService {
     type ListAndWatchStream =
@@ -88,7 +89,7 @@ impl DevicePlugin for PluginService {
         &self,
         _request: Request<Empty>,
     ) -> Result<Response<DevicePluginOptions>, Status> {
-        Ok(Response::new(options()))
+        Ok(Response::new(self.answers.options()))
     }
 
     async fn list_and_watch(
@@ -97,6 +98,7 @@ impl DevicePlugin for PluginService {
     ) -> Result<Response<Self::ListAndWatchStream>, Status> {
         let list = List {
             inventory: self.answers.inventory.clone(),
+            cdi: self.answers.cdi.clone(),
             closing: self.closing.clone(),
             sent: None,
             gap: self.answers.between_messages,
@@ -141,17 +143,16 @@ impl DevicePlugin for PluginService {
         }
     }
 
-    /// Not offered. Kubelets that ask all the same choose by themselves; an error would cost the pod.
+    /// Never an error: it would cost the pod. Kubelets that ask what is not offered choose by
+    /// themselves.
     async fn get_preferred_allocation(
         &self,
         request: Request<PreferredAllocationRequest>,
     ) -> Result<Response<PreferredAllocationResponse>, Status> {
         let requests = request.into_inner().container_requests;
-        let none = requests
-            .iter()
-            .map(|_| ContainerPreferredAllocationResponse::default());
+        let answers = requests.iter().map(|one| self.answers.prefer(one));
         Ok(Response::new(PreferredAllocationResponse {
-            container_responses: none.collect(),
+            container_responses: answers.collect(),
         }))
     }
 
@@ -165,6 +166,32 @@ impl DevicePlugin for PluginService {
 }
 
 impl Answers {
+    /// What the kubelet is told in `Register` and whenever it asks.
+    pub fn options(&self) -> DevicePluginOptions {
+        DevicePluginOptions {
+            pre_start_required: false,
+            get_preferred_allocation_available: self.preference.is_some(),
+        }
+    }
+
+    fn prefer(
+        &self,
+        request: &ContainerPreferredAllocationRequest,
+    ) -> ContainerPreferredAllocationResponse {
+        let Some(policy) = self.preference else {
+            return ContainerPreferredAllocationResponse::default();
+        };
+        let inventory = self.inventory.borrow().clone();
+        let request = preferred::Request {
+            available: &request.available_device_i_ds,
+            must_include: &request.must_include_device_i_ds,
+            size: request.allocation_size,
+        };
+        ContainerPreferredAllocationResponse {
+            device_i_ds: preferred(policy, &inventory, request),
+        }
+    }
+
     fn allocate(&self, ids: &[String]) -> Result<ContainerAllocateResponse, String> {
         let inventory = self.inventory.borrow().clone();
         let answer = allocation::answer(&self.resource, &self.access, &inventory, ids)
@@ -179,6 +206,9 @@ impl Answers {
             }
         }
         self.claims.give(ids)?;
+        if let Some(cdi) = &self.cdi {
+            cdi.keep(&inventory).map_err(|error| chained(&error))?;
+        }
         Ok(response(answer))
     }
 
@@ -197,15 +227,25 @@ impl Answers {
 }
 
 fn response(answer: Answer) -> ContainerAllocateResponse {
-    let devices = answer.devices.into_iter().map(|device| DeviceSpec {
+    let nodes = answer.devices.into_iter().map(|device| DeviceSpec {
         container_path: device.container_path,
         host_path: device.host_path,
         permissions: device.permissions,
     });
+    let names = answer.cdi_names.into_iter().map(|name| CdiDevice { name });
+    let cdi_devices: Vec<CdiDevice> = names.collect();
+    let mounts = answer.mounts.into_iter().map(|mount| Mount {
+        container_path: mount.container_path,
+        host_path: mount.host_path,
+        read_only: mount.read_only,
+    });
     ContainerAllocateResponse {
-        devices: devices.collect(),
+        // The specification has the same nodes.
+        devices: nodes.filter(|_| cdi_devices.is_empty()).collect(),
+        cdi_devices,
         envs: answer.envs.into_iter().collect(),
-        ..ContainerAllocateResponse::default()
+        mounts: mounts.collect(),
+        annotations: answer.annotations.into_iter().collect(),
     }
 }
 
@@ -266,6 +306,7 @@ impl Drop for OpenStream {
 /// when a message goes out is kept: a reader that is slow gets the latest list.
 struct List {
     inventory: watch::Receiver<Arc<Inventory>>,
+    cdi: Option<Arc<CdiFile>>,
     closing: watch::Receiver<bool>,
     sent: Option<(Instant, Arc<Inventory>)>,
     gap: Duration,
@@ -279,9 +320,13 @@ impl List {
                 return None;
             }
             let now = self.inventory.borrow_and_update().clone();
+            if let Some(cdi) = &self.cdi {
+                // Where it fails, that is posted, and no device is given out.
+                let _posted = cdi.keep(&now);
+            }
             let ready_at = match &self.sent {
                 None => None,
-                Some((_, before)) if is_same_list(before, &now) => {
+                Some((_, before)) if before.is_same_list(&now) => {
                     tokio::select! {
                         closed = self.closing.changed() => closed.ok()?,
                         changed = self.inventory.changed() => changed.ok()?,
@@ -304,26 +349,23 @@ impl List {
     }
 }
 
-/// Whether the kubelet would see no difference: it rewrites a file with every message.
-fn is_same_list(one: &Inventory, other: &Inventory) -> bool {
-    let listed = |inventory: &'_ Inventory| inventory.devices.len();
-    listed(one) == listed(other)
-        && one
-            .devices
-            .iter()
-            .zip(&other.devices)
-            .all(|((id, device), (other_id, other))| {
-                id == other_id && device.health == other.health
-            })
-}
-
 fn message(inventory: &Inventory) -> ListAndWatchResponse {
-    let devices = inventory.devices.iter().map(|(id, device)| Device {
-        id: id.clone(),
-        health: device.health.as_str().to_owned(),
-        topology: None,
+    let devices = inventory.advertised().map(|one| Device {
+        id: one.id.into_owned(),
+        health: one.health.as_str().to_owned(),
+        topology: topology(one.numa_nodes),
     });
     ListAndWatchResponse {
         devices: devices.collect(),
     }
+}
+
+/// Nothing where no node is known: an empty one would make the kubelet believe that there is one.
+fn topology(numa_nodes: &[u32]) -> Option<TopologyInfo> {
+    let nodes = numa_nodes.iter().map(|node| NumaNode {
+        id: i64::from(*node),
+    });
+    (!numa_nodes.is_empty()).then(|| TopologyInfo {
+        nodes: nodes.collect(),
+    })
 }

@@ -36,6 +36,8 @@ pub struct Settings {
     pub lock_dir: PathBuf,
     /// What is remembered over restarts.
     pub state_dir: PathBuf,
+    /// Where container runtimes read CDI specifications.
+    pub cdi_dir: PathBuf,
     /// Whether the kernel may be asked to tell of changed directories; without, everything is found by polling.
     pub file_events: bool,
     /// Whether the kernel may be asked to tell of changed devices; without, the same.
@@ -185,6 +187,7 @@ impl Default for Settings {
             udev_dir: PathBuf::from(paths::UDEV_DIR),
             lock_dir: PathBuf::from(paths::LOCK_DIR),
             state_dir: PathBuf::from(paths::STATE_DIR),
+            cdi_dir: PathBuf::from(paths::CDI_DIR),
             file_events: true,
             device_events: true,
             timing: Timing::default(),

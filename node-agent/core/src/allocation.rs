@@ -5,18 +5,26 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crds::container::ContainerAccess;
+use crds::container::{Cdi, ContainerAccess, Mount};
 use crds::node::Health;
 
+use crate::cdi;
 use crate::inventory::{Device, Inventory};
 
 /// What one container gets.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Answer {
-    /// Device nodes, in the order of ids.
+    /// Device nodes, in the order of ids, each device once.
     pub devices: Vec<DeviceNode>,
+    /// What the container runtime knows these device nodes by, in place of their paths, where a
+    /// resource has CDI.
+    pub cdi_names: Vec<String>,
     /// Environment variables.
     pub envs: BTreeMap<String, String>,
+    /// Other directories and files.
+    pub mounts: Vec<Mount>,
+    /// Annotations for the container runtime.
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// One device node in a container.
@@ -51,54 +59,100 @@ pub enum Refused {
         /// What is wrong with it.
         reason: String,
     },
+    /// A container asks for more devices than there are different ones.
+    #[error(
+        "{first:?} and {second:?} of resource {resource:?} are one device, and a container gets a device once: ask for fewer, or set allowMultipleReplicasPerContainer"
+    )]
+    Twice {
+        /// One of its ids.
+        first: String,
+        /// Another one.
+        second: String,
+        /// Its resource.
+        resource: String,
+    },
+    /// Two devices have one name, in a directory of the container.
+    #[error(
+        "two devices of resource {resource:?} would both be {path:?} in the container: leave container.path empty"
+    )]
+    SamePath {
+        /// The path in the container.
+        path: String,
+        /// Their resource.
+        resource: String,
+    },
 }
 
 /// The answer for one container.
 ///
 /// # Errors
-/// When a device is unknown or Unhealthy.
+/// When a device is unknown or Unhealthy, or there are not enough different ones.
 pub fn answer(
     resource: &str,
     access: &ContainerAccess,
     inventory: &Inventory,
     ids: &[String],
 ) -> Result<Answer, Refused> {
+    let chosen = chosen(resource, inventory, ids)?;
+    if chosen.is_empty() {
+        return Ok(Answer::default());
+    }
+    let devices = device_nodes(resource, access, &chosen)?;
+    let cdi_names = match access.cdi {
+        Cdi::Disabled => Vec::new(),
+        Cdi::Enabled => chosen
+            .iter()
+            .filter(|(_, device)| !device.paths.is_empty())
+            .map(|(name, _)| cdi::name(resource, name))
+            .collect(),
+    };
+    let expansions = Expansions::of(&chosen, &devices);
+    let envs = access.env.iter().map(|variable| {
+        let value = expansions.expanded(&variable.value);
+        (variable.name.clone(), value)
+    });
+    Ok(Answer {
+        cdi_names,
+        envs: envs.collect(),
+        mounts: access.mounts.clone(),
+        annotations: access.annotations.clone(),
+        devices,
+    })
+}
+
+/// The devices behind ids, each once.
+fn chosen<'a>(
+    resource: &str,
+    inventory: &'a Inventory,
+    ids: &'a [String],
+) -> Result<BTreeMap<&'a str, &'a Device>, Refused> {
+    let sharing = inventory.sharing;
     let ids: BTreeSet<&String> = ids.iter().collect();
-    let mut devices = Vec::new();
-    let mut taken = BTreeSet::new();
-    for id in &ids {
-        for path in &healthy(resource, inventory, id)?.paths {
-            let container_path = free_path(&access.path, path, &taken);
-            taken.insert(container_path.clone());
-            devices.push(DeviceNode {
-                host_path: path.clone(),
-                container_path,
-                permissions: access.permissions.clone(),
+    let mut names: BTreeMap<&str, &String> = BTreeMap::new();
+    let mut chosen = BTreeMap::new();
+    for id in ids {
+        let name = sharing.device(id);
+        let device = healthy(resource, inventory, id)?;
+        if let Some(first) = names.insert(name, id)
+            && sharing.is_one_per_container()
+        {
+            return Err(Refused::Twice {
+                first: first.clone(),
+                second: id.clone(),
+                resource: resource.to_owned(),
             });
         }
+        chosen.insert(name, device);
     }
-    let ids: Vec<&str> = ids.iter().map(|id| id.as_str()).collect();
-    let paths: Vec<&str> = devices
-        .iter()
-        .map(|device| device.container_path.as_str())
-        .collect();
-    let (ids, paths) = (ids.join(","), paths.join(","));
-    let envs = access
-        .env
-        .iter()
-        .map(|variable| {
-            (
-                variable.name.clone(),
-                expanded(&variable.value, &ids, &paths),
-            )
-        })
-        .collect();
-    Ok(Answer { devices, envs })
+    Ok(chosen)
 }
 
 fn healthy<'a>(resource: &str, inventory: &'a Inventory, id: &str) -> Result<&'a Device, Refused> {
+    let is_ours =
+        |device: &&Device| !device.discovered || inventory.sharing.replica_of(id).is_some();
+    let device = inventory.devices.get(inventory.sharing.device(id));
     let (id, resource) = (id.to_owned(), resource.to_owned());
-    match inventory.devices.get(&id) {
+    match device.filter(is_ours) {
         None => Err(Refused::Unknown { id, resource }),
         Some(device) if device.health == Health::Unhealthy => Err(Refused::Unhealthy {
             id,
@@ -109,15 +163,41 @@ fn healthy<'a>(resource: &str, inventory: &'a Inventory, id: &str) -> Result<&'a
     }
 }
 
+fn device_nodes(
+    resource: &str,
+    access: &ContainerAccess,
+    chosen: &BTreeMap<&str, &Device>,
+) -> Result<Vec<DeviceNode>, Refused> {
+    let mounts = access.mounts.iter();
+    let mut taken: BTreeSet<String> = mounts.map(|mount| mount.container_path.clone()).collect();
+    let mut nodes = Vec::new();
+    for path in chosen.values().flat_map(|device| &device.paths) {
+        let container_path = match access.cdi {
+            Cdi::Disabled => free_path(&access.path, path, &taken),
+            // What is in the specification is for all containers.
+            Cdi::Enabled => cdi::container_path(&access.path, path),
+        };
+        if !taken.insert(container_path.clone()) {
+            return Err(Refused::SamePath {
+                path: container_path,
+                resource: resource.to_owned(),
+            });
+        }
+        nodes.push(DeviceNode {
+            host_path: path.clone(),
+            container_path,
+            permissions: access.permissions.clone(),
+        });
+    }
+    Ok(nodes)
+}
+
 /// Where a device node appears: at the host's path, in a directory, or at a path of which all but
 /// the first get a number appended. A path is never given out twice in one answer.
 fn free_path(wanted: &str, host_path: &str, taken: &BTreeSet<String>) -> String {
     let first = match wanted {
         "" => host_path.to_owned(),
-        directory if directory.ends_with('/') => {
-            let name = host_path.rsplit('/').next().unwrap_or(host_path);
-            format!("{directory}{name}")
-        }
+        directory if directory.ends_with('/') => cdi::container_path(directory, host_path),
         path => path.to_owned(),
     };
     let numbered = (1_usize..).map(|number| format!("{first}{number}"));
@@ -127,23 +207,55 @@ fn free_path(wanted: &str, host_path: &str, taken: &BTreeSet<String>) -> String 
         .unwrap_or(first)
 }
 
-/// A value with `$(DEVICE_IDS)` and `$(DEVICE_PATHS)` replaced; `$$` is one dollar sign, and a dollar
-/// sign before anything else is itself.
-fn expanded(value: &str, ids: &str, paths: &str) -> String {
-    let mut expanded = String::new();
-    let mut rest = value;
-    while let Some((before, after)) = rest.split_once('$') {
-        expanded.push_str(before);
-        let replacements = [("(DEVICE_IDS)", ids), ("(DEVICE_PATHS)", paths), ("$", "$")];
-        let found = replacements
+/// What expansions stand for.
+struct Expansions {
+    replacements: [(&'static str, String); 5],
+}
+
+impl Expansions {
+    fn of(chosen: &BTreeMap<&str, &Device>, nodes: &[DeviceNode]) -> Self {
+        let ids: Vec<&str> = chosen.keys().copied().collect();
+        let paths: Vec<&str> = nodes
             .iter()
-            .find_map(|(name, with)| after.strip_prefix(name).map(|rest| (*with, rest)));
-        let (with, after) = found.unwrap_or(("$", after));
-        expanded.push_str(with);
-        rest = after;
+            .map(|one| one.container_path.as_str())
+            .collect();
+        let hardware = || chosen.values().map(|device| &device.hardware);
+        let addresses: BTreeSet<&str> = hardware()
+            .filter_map(|hardware| hardware.pci_address.as_deref())
+            .collect();
+        let addresses: Vec<&str> = addresses.into_iter().collect();
+        let numa: BTreeSet<u32> = hardware()
+            .flat_map(|hardware| hardware.numa_nodes.iter().copied())
+            .collect();
+        let numa: Vec<String> = numa.iter().map(u32::to_string).collect();
+        Self {
+            replacements: [
+                ("(DEVICE_IDS)", ids.join(",")),
+                ("(DEVICE_PATHS)", paths.join(",")),
+                ("(PCI_ADDRESSES)", addresses.join(",")),
+                ("(NUMA_NODES)", numa.join(",")),
+                ("$", "$".to_owned()),
+            ],
+        }
     }
-    expanded.push_str(rest);
-    expanded
+
+    /// A value with its expansions replaced; `$$` is one dollar sign, and a dollar sign before
+    /// anything else is itself.
+    fn expanded(&self, value: &str) -> String {
+        let mut expanded = String::new();
+        let mut rest = value;
+        while let Some((before, after)) = rest.split_once('$') {
+            expanded.push_str(before);
+            let found = self.replacements.iter().find_map(|(name, with)| {
+                after.strip_prefix(name).map(|rest| (with.as_str(), rest))
+            });
+            let (with, after) = found.unwrap_or(("$", after));
+            expanded.push_str(with);
+            rest = after;
+        }
+        expanded.push_str(rest);
+        expanded
+    }
 }
 
 #[cfg(test)]
@@ -275,11 +387,21 @@ mod tests {
 
     #[test]
     fn expansions() {
-        let check = |value: &str, expected: &str| assert_eq!(expanded(value, "i", "p"), expected);
+        let expansions = Expansions {
+            replacements: [
+                ("(DEVICE_IDS)", "i".to_owned()),
+                ("(DEVICE_PATHS)", "p".to_owned()),
+                ("(PCI_ADDRESSES)", "a".to_owned()),
+                ("(NUMA_NODES)", "n".to_owned()),
+                ("$", "$".to_owned()),
+            ],
+        };
+        let check = |value: &str, expected: &str| assert_eq!(expansions.expanded(value), expected);
         check("", "");
         check("plain", "plain");
         check("$(DEVICE_IDS)", "i");
         check("<$(DEVICE_IDS)|$(DEVICE_PATHS)>", "<i|p>");
+        check("$(PCI_ADDRESSES)/$(NUMA_NODES)", "a/n");
         check("$$", "$");
         check("$$(DEVICE_IDS)", "$(DEVICE_IDS)");
         check("$$$(DEVICE_IDS)", "$i");

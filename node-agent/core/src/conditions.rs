@@ -132,10 +132,7 @@ fn devices_healthy(seen: &Seen) -> Desired {
             .map(|r| of(&r.inventory))
             .sum::<usize>()
     };
-    let (total, healthy) = (
-        sum(|inventory| inventory.devices.len()),
-        sum(Inventory::healthy),
-    );
+    let (total, healthy) = (sum(Inventory::total), sum(Inventory::healthy));
     let reason = if !unhealthy.is_empty() {
         NodeReason::SomeUnhealthy
     } else if !refused.is_empty() {

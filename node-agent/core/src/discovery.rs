@@ -129,6 +129,8 @@ pub struct Hardware {
     pub pci_address: Option<String>,
     /// The NUMA nodes that it is near to, in order; none where the kernel says none.
     pub numa_nodes: Vec<u32>,
+    /// The device nodes that its paths lead to, links followed, in the order of the paths.
+    pub nodes: Vec<String>,
 }
 
 /// The devices in what was seen.

@@ -4,10 +4,12 @@
 //! It deliberately knows no clock, no file, no socket and no client: the shell looks, passes what it
 //! saw, and does what is answered.
 
+pub mod advertised;
 pub mod allocation;
 mod by_path;
 mod by_sight;
 pub mod claims;
+pub mod cdi;
 pub mod comparison;
 pub mod conditions;
 pub mod discovery;
@@ -18,6 +20,7 @@ pub mod inventory;
 mod names;
 pub mod news;
 pub mod pace;
+pub mod preferred;
 pub mod preflight;
 pub mod registration;
 pub mod report;

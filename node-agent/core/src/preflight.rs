@@ -15,7 +15,7 @@ pub fn standby_report(identity: &Identity, seen: &Seen) -> Option<StandbyReport>
         let inventory = &resource.inventory;
         StandbyResource {
             name: name.clone(),
-            total: count(inventory.devices.len()),
+            total: count(inventory.total()),
             healthy: count(inventory.healthy()),
             missing_allocated: count(inventory.missing_allocated()),
         }

@@ -68,7 +68,7 @@ fn resource_report(name: &str, seen: &ResourceSeen) -> ResourceReport {
         registered: seen.standing.is_registered(),
         stream_since,
         registrations: count(usize::try_from(seen.registrations).unwrap_or(usize::MAX)),
-        total: count(inventory.devices.len()),
+        total: count(inventory.total()),
         healthy: count(inventory.healthy()),
         allocated: count(inventory.allocated()),
         missing_allocated: count(inventory.missing_allocated()),
@@ -90,6 +90,7 @@ fn resource_message(seen: &ResourceSeen) -> String {
     let parts = [
         seen.standing.message(),
         seen.discovery_error.clone(),
+        seen.cdi_error.clone(),
         refusals(&seen.inventory),
         remarks(&seen.inventory),
     ];
@@ -119,7 +120,7 @@ pub(crate) fn refusals(inventory: &Inventory) -> String {
     }
     if inventory.left_out > 0 {
         parts.push(format!(
-            "{} devices are left out: the kubelet takes at most {} of one resource",
+            "{} devices are left out: the kubelet reads lists of at most 4 MiB, and {} devices are served at most",
             inventory.left_out,
             crate::inventory::DEVICES_MAX
         ));

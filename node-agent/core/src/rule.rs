@@ -415,6 +415,9 @@ pub(crate) mod tests {
             discovery,
             id_from: IdFrom::default(),
             topology: Topology::default(),
+            replicas: 1,
+            allow_multiple_replicas_per_container: false,
+            preferred_allocation: crds::resource::PreferredAllocation::None,
             container: None,
             health_check: None,
         }

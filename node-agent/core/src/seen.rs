@@ -56,6 +56,8 @@ pub struct ResourceSeen {
     pub inventory: Arc<Inventory>,
     /// Why its devices cannot be looked for at all; empty otherwise.
     pub discovery_error: String,
+    /// Why the container runtime cannot be told of its devices; empty otherwise.
+    pub cdi_error: String,
     /// The kubelet's own list, once it was read after the stream opened.
     pub kubelet: Option<KubeletSeen>,
     /// Who takes the resource over again and again, in words; empty if nobody does.

@@ -3,6 +3,7 @@
 
 use crds::DevicePluginConfig;
 use crds::agent_config::AgentConfig;
+use crds::container::Cdi;
 use crds::names::{
     AGENT_CONFIG_KEY, CONFIG_LABEL, HTTP_PORT, PROMOTED_ANNOTATION, REVISION_LABEL, agent_env,
     node_revision_label, node_stage_label, paths, revision_object,
@@ -31,6 +32,11 @@ pub fn content(
     let name = config.metadata.name.clone().unwrap_or_default();
     let default = AgentSettings::default();
     let agent = config.spec.agent.as_ref().unwrap_or(&default);
+    let udev = reads_udev(config);
+    let mut template = template(&name, revision, image, agent, udev, settings);
+    if uses_cdi(config) {
+        add_cdi_directory(&mut template);
+    }
     let agent_config = AgentConfig {
         config: name.clone(),
         config_uid: config.metadata.uid.clone().unwrap_or_default(),
@@ -42,7 +48,7 @@ pub fn content(
         agent_image: image.to_owned(),
         // Plain data without maps keyed by anything but strings can always be written.
         agent_config: serde_json::to_string(&agent_config).unwrap_or_default(),
-        template: template(&name, revision, image, agent, reads_udev(config), settings),
+        template,
     }
 }
 
@@ -183,11 +189,14 @@ pub fn with_role(template: &Value, role: &str) -> Value {
 }
 
 fn agent_env_of(template: &mut Value) -> Option<&mut Vec<Value>> {
+    agent_container_of(template)?.get_mut("env")?.as_array_mut()
+}
+
+fn agent_container_of(template: &mut Value) -> Option<&mut Value> {
     let containers = template.pointer_mut("/spec/containers")?.as_array_mut()?;
-    let agent = containers
+    containers
         .iter_mut()
-        .find(|one| one.get("name").and_then(Value::as_str) == Some(AGENT_CONTAINER))?;
-    agent.get_mut("env")?.as_array_mut()
+        .find(|one| one.get("name").and_then(Value::as_str) == Some(AGENT_CONTAINER))
 }
 
 /// Whether an object holds everything that is wanted: the API server adds its defaults, and writes
@@ -401,6 +410,35 @@ fn volumes(name: &str, revision: &str, settings: &Settings) -> Value {
     ])
 }
 
+fn uses_cdi(config: &DevicePluginConfig) -> bool {
+    let access = |resource: &crds::Resource| resource.container_access().cdi;
+    let mut resources = config.spec.resources.iter();
+    resources.any(|resource| access(resource) == Cdi::Enabled)
+}
+
+/// Lets the agent write CDI specifications: nobody else's agent sees the directory.
+fn add_cdi_directory(template: &mut Value) {
+    const VOLUME: &str = "cdi";
+    let volume = json!({ "name": VOLUME, "hostPath": { "path": paths::CDI_DIR, "type": "DirectoryOrCreate" } });
+    if let Some(volumes) = template.pointer_mut("/spec/volumes") {
+        push(volumes, volume);
+    }
+    let mounts = agent_container_of(template).and_then(|agent| agent.get_mut("volumeMounts"));
+    if let Some(mounts) = mounts {
+        push(
+            mounts,
+            json!({ "name": VOLUME, "mountPath": paths::CDI_DIR }),
+        );
+    }
+}
+
+/// Appends to a list.
+fn push(list: &mut Value, value: Value) {
+    if let Some(items) = list.as_array_mut() {
+        items.push(value);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -544,6 +582,25 @@ mod tests {
             false,
         );
         check("usb: [{vendor: '0403'}]", false);
+    fn only_who_writes_cdi_specifications_sees_their_directory() {
+        let mut config = config();
+        let names = |config: &DevicePluginConfig| {
+            let spec = content(config, "0123456789", "i", &settings()).template;
+            let list = |pointer: &str| spec.pointer(pointer).unwrap().as_array().unwrap().clone();
+            let mounts = list("/spec/containers/0/volumeMounts");
+            let mounts = mounts
+                .iter()
+                .filter(|one| one["mountPath"] == "/var/run/cdi");
+            let volumes = list("/spec/volumes");
+            let volumes = volumes
+                .iter()
+                .filter(|one| one["hostPath"]["path"] == "/var/run/cdi");
+            (mounts.count(), volumes.count())
+        };
+        assert_eq!(names(&config), (0, 0));
+        let access = config.spec.resources[0].container.get_or_insert_default();
+        access.cdi = Cdi::Enabled;
+        assert_eq!(names(&config), (1, 1));
     }
 
     #[test]

@@ -234,6 +234,10 @@ mod tests {
         for same in [
             resource(", container: {}"),
             resource(", container: {permissions: rw, path: '', env: []}"),
+            resource(", container: {mounts: [], annotations: {}, cdi: Disabled}"),
+            resource(
+                ", replicas: 1, allowMultipleReplicasPerContainer: false, preferredAllocation: None",
+            ),
             resource(", healthCheck: {}"),
             resource(", idFrom: Auto, topology: Auto"),
             resource(", healthCheck: {type: Exists, periodSeconds: 5}"),
@@ -272,6 +276,15 @@ mod tests {
             PLAIN.replace("example.com/a", "example.com/b"),
             PLAIN.replace("globs: [/dev/a]", "globs: [/dev/a], exclude: [/dev/a1]"),
             PLAIN.replace("}}}]", "}}, container: {permissions: r}}]"),
+            PLAIN.replace("}}}]", "}}, container: {cdi: Enabled}}]"),
+            PLAIN.replace("}}}]", "}}, container: {annotations: {a: b}}}]"),
+            PLAIN.replace(
+                "}}}]",
+                "}}, container: {mounts: [{hostPath: /a, containerPath: /b}]}}]",
+            ),
+            PLAIN.replace("}}}]", "}}, replicas: 2}]"),
+            PLAIN.replace("}}}]", "}}, allowMultipleReplicasPerContainer: true}]"),
+            PLAIN.replace("}}}]", "}}, preferredAllocation: Packed}]"),
             PLAIN.replace("}}}]", "}}, healthCheck: {periodSeconds: 6}}]"),
             PLAIN.replace("paths: {globs: [/dev/a]}", "simulated: {count: 1}"),
             PLAIN.replace("paths: {globs: [/dev/a]}", "pci: [{vendor: '8086'}]"),
