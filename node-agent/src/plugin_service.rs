@@ -369,3 +369,35 @@ fn topology(numa_nodes: &[u32]) -> Option<TopologyInfo> {
         nodes: nodes.collect(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use node_agent_core::discovery::{Discovered, Found};
+
+    /// 40.
+    #[test]
+    fn numa_nodes_are_told_as_they_are() {
+        let check = |numa_nodes: &[u32], expected: Option<&[i64]>| {
+            let mut found = Found::default();
+            found.hardware.numa_nodes = numa_nodes.to_vec();
+            let discovered = Discovered {
+                devices: [("a".to_owned(), found)].into(),
+                ..Discovered::default()
+            };
+            let now = jiff::Timestamp::UNIX_EPOCH;
+            let inventory = Inventory::default().next(discovered, None, now);
+            let devices = message(&inventory).devices;
+            let told = devices[0].topology.as_ref();
+            let told = told.map(|told| told.nodes.iter().map(|node| node.id).collect::<Vec<_>>());
+            assert_eq!(told.as_deref(), expected);
+        };
+        check(&[], None);
+        check(&[0], Some(&[0]));
+        check(&[0, 1], Some(&[0, 1]));
+        check(&[u32::MAX], Some(&[4_294_967_295]));
+        let many: Vec<u32> = (0..99).collect();
+        let told: Vec<i64> = (0..16).collect();
+        check(&many, Some(&told));
+    }
+}

@@ -261,6 +261,8 @@ impl Expansions {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::advertised::Sharing;
+    use crate::advertised::tests::{inventory as advertised, sharing};
     use crate::discovery::Hardware;
     use crds::container::EnvVariable;
     use jiff::Timestamp;
@@ -383,6 +385,93 @@ mod tests {
                 .to_string(),
             r#"device "sick" of resource "example.com/tty" is unhealthy: device node is gone"#
         );
+    }
+
+    #[test]
+    fn mounts_and_annotations_come_with_a_device() {
+        let access = ContainerAccess {
+            mounts: vec![Mount {
+                host_path: "/run/cards".to_owned(),
+                container_path: "/dev/card".to_owned(),
+                read_only: true,
+            }],
+            annotations: [("example.com/a".to_owned(), "b".to_owned())].into(),
+            ..access("/dev/card", "")
+        };
+        let answer = ask(&access, &["a"]).unwrap();
+        assert_eq!(
+            (&answer.mounts, &answer.annotations),
+            (&access.mounts, &access.annotations)
+        );
+        assert_eq!(
+            answer.devices[0].container_path, "/dev/card1",
+            "what is mounted is not covered"
+        );
+        assert_eq!(ask(&access, &[]), Ok(Answer::default()));
+    }
+
+    #[test]
+    fn with_cdi_devices_have_names_and_places_of_their_own() {
+        let access = |path: &str| ContainerAccess {
+            cdi: Cdi::Enabled,
+            ..access(path, "$(DEVICE_PATHS)")
+        };
+        let answer = ask(&access("/dev/in/"), &["c", "a", "sim"]).unwrap();
+        assert_eq!(answer.cdi_names, ["example.com/tty=a", "example.com/tty=c"]);
+        assert_eq!(answer.envs["X"], "/dev/in/tty,/dev/in/tty1");
+        assert_eq!(answer.devices.len(), 2, "which are looked at once more");
+        assert_eq!(
+            ask(&access("/dev/in/"), &["a", "b"])
+                .unwrap_err()
+                .to_string(),
+            r#"two devices of resource "example.com/tty" would both be "/dev/in/tty" in the container: leave container.path empty"#
+        );
+    }
+
+    fn ask_shared(sharing: Sharing, ids: &[&str]) -> Result<Answer, Refused> {
+        let access = access("/dev/card", "$(DEVICE_IDS) $(PCI_ADDRESSES) $(NUMA_NODES)");
+        let devices: &[(&str, &[u32], &str)] = &[
+            ("a", &[1, 0], "0000:01:00.0"),
+            ("b", &[1], "0000:01:00.0"),
+            ("c", &[], ""),
+        ];
+        let inventory = advertised(sharing, devices, &["c", "gone.7", "lost.0"]);
+        let ids: Vec<String> = ids.iter().map(|id| (*id).to_owned()).collect();
+        answer("example.com/card", &access, &inventory, &ids)
+    }
+
+    #[test]
+    fn a_container_has_a_device_once_however_many_ids_it_has_of_it() {
+        let several = sharing(2, true);
+        let answer = ask_shared(several, &["b.1", "a.0", "a.1", "c.0"]).unwrap();
+        let hosts: Vec<&str> = answer
+            .devices
+            .iter()
+            .map(|d| d.host_path.as_str())
+            .collect();
+        assert_eq!(hosts, ["/dev/a", "/dev/b", "/dev/c"]);
+        assert_eq!(answer.envs["X"], "a,b,c 0000:01:00.0 0,1");
+        let one = sharing(2, false);
+        assert_eq!(ask_shared(one, &["b.1", "a.0"]).unwrap().devices.len(), 2);
+        assert_eq!(
+            ask_shared(one, &["a.1", "b.1", "a.0"])
+                .unwrap_err()
+                .to_string(),
+            r#""a.0" and "a.1" of resource "example.com/card" are one device, and a container gets a device once: ask for fewer, or set allowMultipleReplicasPerContainer"#
+        );
+    }
+
+    #[test]
+    fn ids_of_another_number_of_replicas_are_refused() {
+        let check = |id: &str, expected: &str| {
+            let error = ask_shared(sharing(2, true), &[id]).unwrap_err().to_string();
+            assert!(error.contains(expected), "{id}: {error}");
+        };
+        for id in ["a", "c", "a.2", "a.01", "gone.0", "nobody.1"] {
+            check(id, "is not known on this node");
+        }
+        check("gone.7", "is unhealthy");
+        check("lost.1", "is unhealthy");
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod first_time;
 mod hand_over;
 #[path = "../support/machine.rs"]
 mod machine;
+mod preferred;
 mod process;
 mod registration;
 mod restart;

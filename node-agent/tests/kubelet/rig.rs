@@ -76,6 +76,7 @@ impl Rig {
             udev_dir: at("udev"),
             lock_dir: at("locks"),
             state_dir: at("state"),
+            cdi_dir: at("cdi"),
             ..Settings::default()
         };
         let timing = &mut settings.timing;
