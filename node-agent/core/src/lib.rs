@@ -13,6 +13,7 @@ pub mod cdi;
 pub mod comparison;
 pub mod conditions;
 pub mod discovery;
+mod expansion;
 pub mod first_time;
 mod groups;
 pub mod identity;
