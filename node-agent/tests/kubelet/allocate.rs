@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tonic::Status;
 
 use crate::fake_kubelet::Model;
-use crate::rig::{Rig, Running, TTY, config, simulated, until};
+use crate::rig::{Rig, Running, TTY, config, paths, simulated, until};
 
 struct Served {
     rig: Rig,
@@ -278,6 +278,22 @@ async fn mounts_and_annotations_are_given() {
         served.ask_one(&[]).await,
         ContainerAllocateResponse::default()
     );
+    served.agent.stop().await.unwrap();
+}
+
+/// 52: the kubelet gives the answer to every restart of the container, and the runtime follows the
+/// link each time.
+#[tokio::test]
+async fn a_link_that_the_config_names_is_what_the_kubelet_keeps() {
+    let rig = Rig::new(Model::V1_37);
+    rig.plug("raw/tty0");
+    rig.link("by-id/card", "../raw/tty0");
+    let agent = rig.start_with(config(&[paths(TTY, &["/dev/by-id/*", "/dev/raw/*"])]));
+    let known = rig.kubelet.until_healths(TTY, &["Healthy"]).await;
+    let ids = known.resources[TTY].devices.keys().cloned().collect();
+    let served = Served { rig, agent, ids };
+    let answer = served.ask_one(&[&served.ids[0]]).await;
+    assert_eq!(answer.devices[0].host_path, "/dev/by-id/card");
     served.agent.stop().await.unwrap();
 }
 

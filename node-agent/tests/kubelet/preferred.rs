@@ -121,7 +121,9 @@ async fn a_device_is_shared() {
     rig.settings.timing.allocations_poll = Duration::from_millis(10);
     let limits = &mut rig.settings.timing.comparison;
     limits.first = [Duration::from_millis(10); 3];
-    limits.period = Duration::from_millis(10);
+    limits.period = Duration::from_millis(20);
+    limits.again = Duration::from_millis(10);
+    limits.settling = Duration::from_millis(5);
     let (agent, ids) = served(&rig, json!({ "replicas": 3 })).await;
     assert!(
         ids.iter()
