@@ -5,6 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::hooks::Hooks;
 use crate::placement::AgentSettings;
 use crate::resource::Resource;
 use crate::rollout::RolloutSettings;
@@ -60,10 +61,13 @@ pub struct DevicePluginConfigSpec {
     /// The resources to serve, 1 to 32, each name once.
     #[schemars(length(min = 1, max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub resources: Vec<Resource>,
+    /// What is done to the devices beside listing them. Left out: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<Hooks>,
     /// Settings of the agent's pods. Left out: the product's defaults.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<AgentSettings>,
-    /// How changes of `resources` and `agent` spread over the nodes. Left out: one node after the
+    /// How changes of `resources`, `hooks` and `agent` spread over the nodes. Left out: one node after the
     /// other, each judged before the next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<RolloutSettings>,

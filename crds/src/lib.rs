@@ -9,6 +9,7 @@ pub mod config;
 pub mod container;
 pub mod discovery;
 pub mod health;
+pub mod hooks;
 pub mod manifests;
 pub mod names;
 pub mod node;

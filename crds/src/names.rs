@@ -74,7 +74,14 @@ pub mod paths {
     pub const DEVICE_PLUGIN_DIR: &str = "/var/lib/kubelet/device-plugins";
     /// The directory of the kubelet's pod-resources socket (container).
     pub const POD_RESOURCES_DIR: &str = "/var/lib/kubelet/pod-resources";
+    /// Where the runner's socket is, in the agent's and the runner's container.
+    pub const RUNNER_SOCKET_DIR: &str = "/run/device-plugin-runner";
+    /// Where our program is in containers of other images.
+    pub const RUNNER_PROGRAM_DIR: &str = "/opt/device-plugin-agent";
 }
+
+/// Name of the runner's socket in its directory.
+pub const RUNNER_SOCKET: &str = "runner.sock";
 
 /// Environment variables of the agent's container.
 pub mod agent_env {

@@ -27,6 +27,7 @@ mod register;
 mod registrar;
 mod reporter;
 mod roles;
+pub mod runner;
 pub mod settings;
 mod state_file;
 mod sysfs;

@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 
 use crate::action::metadata;
 use crate::revision::{
-    Amounts, DEFAULT_PRIORITY_CLASS, HASH_SCHEMA, RevisionContent, amounts, canonical_resources,
+    Amounts, DEFAULT_PRIORITY_CLASS, HASH_SCHEMA, RevisionContent, amounts, canonical_hooks,
+    canonical_resources,
 };
 use crate::selection::OWN_TOLERATIONS;
 use crate::settings::Settings;
@@ -42,6 +43,7 @@ pub fn content(
         config_uid: config.metadata.uid.clone().unwrap_or_default(),
         revision: revision.to_owned(),
         resources: canonical_resources(&config.spec),
+        hooks: canonical_hooks(&config.spec),
     };
     RevisionContent {
         hash_schema: HASH_SCHEMA,
