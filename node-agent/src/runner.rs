@@ -5,10 +5,17 @@
 //! This file has what both sides agree on. It deliberately knows nothing of hooks and probes: what is
 //! run when, and what its outcome means, is decided by whoever asks.
 
+mod built_in;
 mod client;
+pub mod command;
+mod descendants;
 mod frame;
+mod keeper;
+mod output;
+pub mod server;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -80,4 +87,25 @@ pub struct Outcome {
     pub message: String,
     /// How long it took.
     pub duration: Duration,
+}
+
+/// Where the host's directories are.
+#[derive(Clone, Debug)]
+pub struct Roots {
+    /// Its sysfs.
+    pub sys: PathBuf,
+    /// Its `/dev`.
+    pub dev: PathBuf,
+}
+
+impl Roots {
+    /// The same for another process of this program.
+    fn arguments(&self) -> [&std::ffi::OsStr; 4] {
+        [
+            "--sys-dir".as_ref(),
+            self.sys.as_os_str(),
+            "--host-dev-dir".as_ref(),
+            self.dev.as_os_str(),
+        ]
+    }
 }

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use node_agent_core::pace::Pace;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
 
 use crate::random;
-use crate::runner::frame::{self, FrameError, HEAD};
+use crate::runner::frame::{self, FrameError};
 use crate::runner::{ActionRequest, Outcome};
 
 /// How long a runner may take, after the time of an action is over, to kill what it started and to
@@ -80,7 +80,7 @@ impl Runner {
         let frame = frame::framed(&left)?;
         let talk = async {
             stream.write_all(&frame).await?;
-            answer(&mut stream).await
+            frame::next(&mut stream).await
         };
         match timeout_at(deadline + LAST_WORD, talk).await {
             Ok(outcome) => outcome.map_err(RunnerError::Talk),
@@ -111,12 +111,4 @@ impl Runner {
             tokio::time::sleep_until(next).await;
         }
     }
-}
-
-async fn answer(stream: &mut UnixStream) -> io::Result<Outcome> {
-    let mut head = [0; HEAD];
-    stream.read_exact(&mut head).await?;
-    let mut body = vec![0; frame::announced(head)?];
-    stream.read_exact(&mut body).await?;
-    Ok(frame::understood(&body)?)
 }

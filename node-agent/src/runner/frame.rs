@@ -1,15 +1,16 @@
 //! Messages on a stream: four bytes of length, most significant first, and that much JSON.
 
-use std::io;
+use std::io::{self, Read};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// Longest message. A request with every member at its limit is below a third of it; what claims to
 /// be longer is not read.
-pub const LENGTH_MAX: usize = 256 << 10;
+const LENGTH_MAX: usize = 256 << 10;
 /// Length of a length.
-pub const HEAD: usize = 4;
+const HEAD: usize = 4;
 
 /// Why a message cannot be sent or understood.
 #[derive(Debug, thiserror::Error)]
@@ -42,20 +43,37 @@ pub fn framed(message: &impl Serialize) -> Result<Vec<u8>, FrameError> {
 }
 
 /// The length that a head announces.
-///
-/// # Errors
-/// When it is too long.
-pub fn announced(head: [u8; HEAD]) -> Result<usize, FrameError> {
+fn announced(head: [u8; HEAD]) -> Result<usize, FrameError> {
     let length = usize::try_from(u32::from_be_bytes(head)).unwrap_or(usize::MAX);
     body_length(length)?;
     Ok(length)
 }
 
-/// What a body says.
+/// The next message.
 ///
 /// # Errors
-/// When it is no JSON of that form.
-pub fn understood<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
+/// When the stream ends or fails before its end, or it is none.
+pub fn received<T: DeserializeOwned>(stream: &mut impl Read) -> io::Result<T> {
+    let mut head = [0; HEAD];
+    stream.read_exact(&mut head)?;
+    let mut body = vec![0; announced(head)?];
+    stream.read_exact(&mut body)?;
+    Ok(understood(&body)?)
+}
+
+/// The next message, of a stream that can be waited for.
+///
+/// # Errors
+/// As [`received`].
+pub async fn next<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<T> {
+    let mut head = [0; HEAD];
+    stream.read_exact(&mut head).await?;
+    let mut body = vec![0; announced(head)?];
+    stream.read_exact(&mut body).await?;
+    Ok(understood(&body)?)
+}
+
+fn understood<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
     Ok(serde_json::from_slice(body)?)
 }
 
@@ -73,9 +91,11 @@ mod tests {
     #[test]
     fn a_message_comes_back_as_it_was() {
         let frame = framed(&"reset").unwrap();
-        let (head, body) = frame.split_at(HEAD);
-        assert_eq!(announced(head.try_into().unwrap()).unwrap(), body.len());
-        assert_eq!(understood::<String>(body).unwrap(), "reset");
+        assert_eq!(received::<String>(&mut frame.as_slice()).unwrap(), "reset");
+        assert!(received::<u32>(&mut frame.as_slice()).is_err());
+        for short in 0..frame.len() {
+            assert!(received::<String>(&mut &frame[..short]).is_err(), "{short}");
+        }
     }
 
     #[test]
