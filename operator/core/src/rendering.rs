@@ -1,7 +1,8 @@
 //! The objects of a revision, rendered once and stored whole: a later operator renders other
 //! revisions differently and leaves these as they are.
 
-use crds::DevicePluginConfig;
+pub mod runner;
+
 use crds::agent_config::AgentConfig;
 use crds::container::Cdi;
 use crds::names::{
@@ -10,6 +11,7 @@ use crds::names::{
 };
 use crds::placement::{AgentSettings, ImagePullPolicy, Toleration};
 use crds::selector::Requirement;
+use crds::DevicePluginConfig;
 use serde_json::{Value, json};
 
 use crate::action::metadata;
@@ -37,6 +39,9 @@ pub fn content(
     let mut template = template(&name, revision, image, agent, udev, settings);
     if uses_cdi(config) {
         add_cdi_directory(&mut template);
+    }
+    if let Some(pod) = template.get_mut("spec") {
+        runner::add(pod, &config.spec, image);
     }
     let agent_config = AgentConfig {
         config: name.clone(),
@@ -449,7 +454,7 @@ mod tests {
 
     const SPEC: &str = include_str!("rendering/config.yaml");
 
-    fn settings() -> Settings {
+    pub(super) fn settings() -> Settings {
         Settings {
             namespace: "device-plugin-system".to_owned(),
             agent_image: "registry.example.com/agent:1".to_owned(),

@@ -1,9 +1,10 @@
 //! The name of what an agent runs: ten hex digits over its content.
 
+use crds::agent_config::AgentConfig;
 use crds::config::DevicePluginConfigSpec;
 use crds::container::ContainerAccess;
 use crds::health::HealthCheck;
-use crds::hooks::{HOOK_TIMEOUT, Hook, Hooks, RESET_TIMEOUT};
+use crds::hooks::{Driver, HOOK_TIMEOUT, Hook, Hooks, RESET_TIMEOUT};
 use crds::names::short_hash;
 use crds::placement::{
     AgentSettings, ComputeResources, ImagePullPolicy, Quantities, Toleration, TolerationOperator,
@@ -36,6 +37,14 @@ pub struct RevisionContent {
     pub agent_config: String,
     /// The pod template without the fields that say where it runs.
     pub template: Value,
+}
+
+impl RevisionContent {
+    /// What makes the devices' driver ready; nothing where that cannot be read.
+    pub fn driver(&self) -> Option<Driver> {
+        let config: AgentConfig = serde_json::from_str(&self.agent_config).ok()?;
+        config.hooks?.driver
+    }
 }
 
 /// The revision that a spec asks for with a given agent image.
