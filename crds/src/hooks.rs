@@ -25,8 +25,10 @@ pub const DRIVER_TIMEOUT: i32 = 600;
         .message("reset of type Exec runs a program of the tools image: toolsImage must be given (the agent's image has no programs)"),
     validation = Rule::new("has(self.toolsImage) || !(has(self.release) && self.release.type == 'Exec')")
         .message("release of type Exec runs a program of the tools image: toolsImage must be given (the agent's image has no programs)"),
+    validation = Rule::new("!has(self.privileged) || !self.privileged || has(self.toolsImage)")
+        .message("privileged is for programs of the tools image: toolsImage must be given"),
     validation = Rule::new("!has(self.reset) || !has(self.reset.timeoutSeconds) || self.reset.timeoutSeconds <= 25")
-        .message(Message::Expression("'reset.timeoutSeconds ' + string(self.reset.timeoutSeconds) + ' must be at most 25: the kubelet waits 30 seconds for a container to be prepared'".into()))
+        .message("reset.timeoutSeconds must be at most 25: the kubelet waits 30 seconds for a container to be prepared")
 )]
 pub struct Hooks {
     /// Image whose programs hooks and probes of type `Exec` run. Left out: there are no programs,

@@ -440,10 +440,16 @@ fn hooks_refusals() -> Vec<Refusal> {
         refusal(HOOKS, exec("reset"), "spec.hooks", words),
         refusal(HOOKS, exec("release"), "spec.hooks", words),
         refusal(
+            HOOKS,
+            json!({"privileged": true}),
+            "spec.hooks",
+            &["privileged", "toolsImage must be given"],
+        ),
+        refusal(
             "/spec/hooks/reset/timeoutSeconds",
             json!(26),
             "spec.hooks",
-            &["reset.timeoutSeconds 26", "at most 25"],
+            &["reset.timeoutSeconds", "at most 25"],
         ),
     ];
     for image in ["tools :1", "../tools", "a//b", "/tools"] {
@@ -693,7 +699,11 @@ fn right_values_are_accepted() {
     assert!(complaints(&auto).is_empty());
     for (pointer, value) in [
         (HOOKS, json!({})),
-        (HOOKS, json!({"reset": {"type": "PciReset"}})),
+        (
+            HOOKS,
+            json!({"reset": {"type": "PciReset"}, "privileged": false}),
+        ),
+        ("/spec/hooks/privileged", json!(true)),
         (
             TOOLS,
             json!("registry.example.com:5000/tools/a_b@sha256:01"),
