@@ -1,5 +1,6 @@
 //! The stories, in the order in which they run.
 
+mod allowlist;
 mod change;
 mod chaos;
 mod devices;
@@ -152,6 +153,10 @@ pub const ALL: &[(&str, Story)] = &[
     (
         "hand_edited_label_is_refused_and_without_the_policy_repaired",
         fences::hand_edited_label_is_refused_and_without_the_policy_repaired,
+    ),
+    (
+        "configs_ask_only_for_what_the_allowlist_has",
+        allowlist::configs_ask_only_for_what_the_allowlist_has,
     ),
     (
         "uninstall_is_refused_while_configs_exist",
