@@ -7,6 +7,7 @@ mod devices;
 mod faults;
 mod fences;
 mod handover;
+mod hooks;
 mod install;
 mod refusals;
 mod removal;
@@ -75,6 +76,10 @@ pub const ALL: &[(&str, Story)] = &[
     (
         "dangerous_devices_are_refused",
         devices::dangerous_devices_are_refused,
+    ),
+    (
+        "hooks_prepare_reset_and_release_devices",
+        hooks::hooks_prepare_reset_and_release_devices,
     ),
     (
         "malformed_configs_are_refused_by_field_and_value",
