@@ -7,8 +7,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::process::{
-    Pid, Signal, WaitOptions, getpgrp, getpid, kill_process, kill_process_group,
-    set_child_subreaper, wait, waitpid,
+    Pid, Signal, WaitOptions, getpid, kill_process, kill_process_group, set_child_subreaper, wait,
+    waitpid,
 };
 
 /// Between two looks at what is left. A killed process ends within a fraction of it; half would only
@@ -22,7 +22,9 @@ pub struct Process {
     pub pid: Pid,
     /// Its state, such as `D` while it waits in the kernel and `Z` when it has ended.
     pub state: char,
-    parent: Pid,
+    /// Nobody, for the first process of a container.
+    parent: Option<Pid>,
+    /// None of this container's, for processes that its runtime has started.
     group: Option<Pid>,
 }
 
@@ -50,12 +52,13 @@ pub fn end_all(patience: Duration) -> Vec<Process> {
 }
 
 /// Kills what was inherited: descendants that are below none of the children to keep. What has ended
-/// is reaped.
-pub fn end_inherited(keep: &BTreeSet<u32>) {
+/// is reaped. Whether nothing is left.
+pub fn end_inherited(keep: &BTreeSet<u32>) -> bool {
+    let mut nothing_left = true;
     let all = processes();
     let kept =
         |process: &Process| keep.contains(&process.pid.as_raw_nonzero().get().unsigned_abs());
-    for child in all.iter().filter(|one| one.parent == getpid()) {
+    for child in all.iter().filter(|one| one.parent == Some(getpid())) {
         if kept(child) {
             continue;
         }
@@ -65,17 +68,20 @@ pub fn end_inherited(keep: &BTreeSet<u32>) {
             kill(&tree);
         }
         // A child's id is nobody else's until it is reaped here.
-        let _ended = waitpid(Some(child.pid), WaitOptions::NOHANG);
+        let ended = waitpid(Some(child.pid), WaitOptions::NOHANG);
+        // Its own children are ours from now on.
+        nothing_left &= child.state == 'Z' && matches!(ended, Ok(Some(_)));
     }
+    nothing_left
 }
 
 /// A group is killed as one, whatever it forks meanwhile. Each keeper has a session of its own, so no
 /// group but the caller's holds processes that are not below it.
 fn kill(processes: &[Process]) {
-    let own = getpgrp();
+    let own = process(Path::new("/proc/self")).and_then(|own| own.group);
     let mut killed = Vec::new();
     for group in processes.iter().filter_map(|process| process.group) {
-        if group != own && !killed.contains(&group) {
+        if Some(group) != own && !killed.contains(&group) {
             let _gone = kill_process_group(group, Signal::KILL);
             killed.push(group);
         }
@@ -90,7 +96,7 @@ fn of(root: Pid, all: &[Process]) -> Vec<Process> {
     let mut below = Vec::new();
     let mut parents = vec![root];
     while let Some(parent) = parents.pop() {
-        for child in all.iter().filter(|one| one.parent == parent) {
+        for child in all.iter().filter(|one| one.parent == Some(parent)) {
             // A list that was read while ids were given anew could have a circle.
             if child.pid != root && !below.contains(child) {
                 below.push(*child);
@@ -131,7 +137,7 @@ fn parsed(stat: &str) -> Option<Process> {
     Some(Process {
         pid: Pid::from_raw(pid.parse().ok()?)?,
         state,
-        parent: Pid::from_raw(parent)?,
+        parent: Pid::from_raw(parent),
         group: Pid::from_raw(group),
     })
 }
@@ -147,11 +153,14 @@ mod tests {
     #[test]
     fn a_process_may_be_called_anything() {
         let process = parsed("12 (a) R 1 (b) S 7 12 12 0 -1").unwrap();
-        assert_eq!((process.pid, process.parent), (id(12), id(7)));
+        assert_eq!((process.pid, process.parent), (id(12), Some(id(7))));
         assert_eq!((process.group, process.state), (Some(id(12)), 'S'));
-        for wrong in ["", "12", "12 (a", "12 (a) S", "x (a) S 1 1", "12 (a) S 0 1"] {
+        for wrong in ["", "12", "12 (a", "12 (a) S", "x (a) S 1 1", "0 (a) S 1 1"] {
             assert_eq!(parsed(wrong), None, "{wrong:?}");
         }
+        // The first process of a container, as it sees itself.
+        let first = parsed("1 (device-plugin-a) S 0 0 0 0 -1").unwrap();
+        assert_eq!((first.parent, first.group), (None, None));
     }
 
     #[test]
@@ -159,7 +168,7 @@ mod tests {
         let process = |pid, parent| Process {
             pid: id(pid),
             state: 'S',
-            parent: id(parent),
+            parent: Some(id(parent)),
             group: None,
         };
         let all = [

@@ -170,6 +170,18 @@ impl Shared {
         })
     }
 
+    /// What a keeper could not end, or what outlived it, is ours now. What does not end within this
+    /// time is reaped after the next action.
+    async fn end_inherited(&self) {
+        for _ in 0..100 {
+            let keepers = self.keepers().clone();
+            if descendants::end_inherited(&keepers) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     fn keepers(&self) -> std::sync::MutexGuard<'_, BTreeSet<u32>> {
         self.keepers.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -215,9 +227,7 @@ impl Drop for Keeper {
                 let _ended = timeout(KEEPER, child.wait()).await;
             }
             shared.keepers().remove(&id);
-            // What a keeper could not end, or what outlived it, is ours now.
-            let keepers = shared.keepers().clone();
-            descendants::end_inherited(&keepers);
+            shared.end_inherited().await;
         });
     }
 }
