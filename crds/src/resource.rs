@@ -78,6 +78,11 @@ pub struct Resource {
     /// How the health of a device is judged. Left out: type `Exists`, every 5 seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
+    /// With fewer Healthy devices than this, a node counts as degraded, whether devices are
+    /// Unhealthy or missing. 0 to 50000, default 0.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(range(min = 0, max = 50_000))]
+    pub min_devices: i32,
 }
 
 impl Resource {
@@ -98,6 +103,8 @@ fn is_default_id_from(id_from: &IdFrom) -> bool {
 
 fn is_default_topology(topology: &Topology) -> bool {
     *topology == Topology::default()
+}
+
 /// Which of the free devices a container gets.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub enum PreferredAllocation {
@@ -122,4 +129,8 @@ fn is_default_replicas(replicas: &i32) -> bool {
 
 fn is_default_preferred_allocation(preferred: &PreferredAllocation) -> bool {
     *preferred == PreferredAllocation::default()
+}
+
+fn is_zero(number: &i32) -> bool {
+    *number == 0
 }

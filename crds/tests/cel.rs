@@ -10,6 +10,8 @@
 
 #[path = "support/container.rs"]
 mod container;
+#[path = "support/health.rs"]
+mod health;
 #[path = "support/hooks.rs"]
 mod hooks;
 #[path = "support/validation.rs"]
@@ -431,6 +433,9 @@ fn all() -> Vec<(Value, Vec<Refusal>)> {
         (groups(), id_refusals()),
         (pci(), pci_refusals()),
         (hooks::config(), hooks::refusals()),
+        (health::checked(), health::refusals()),
+        (health::probed(), health::probe_refusals()),
+        (health::shared(), health::shared_refusals()),
         (pool(), pool_refusals()),
     ]
 }
@@ -505,6 +510,10 @@ fn right_values_are_accepted() {
         put(&mut object, pointer, value.clone());
         let said = complaints(&object);
         assert!(said.is_empty(), "{pointer} = {value}: {said:#?}");
+    }
+    for object in health::attributes() {
+        let said = complaints(&object);
+        assert!(said.is_empty(), "{object:#}: {said:#?}");
     }
     let mut without_selector = config();
     without_selector["spec"] = json!({"resources": config()["spec"]["resources"]});

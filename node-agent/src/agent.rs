@@ -8,11 +8,14 @@ use anyhow::{Context, Result, anyhow};
 use crds::{AgentConfig, Resource};
 use daemon::{Logs, Readiness, Stop};
 use node_agent_core::preferred::is_offered;
+use node_agent_core::care::Care;
 use node_agent_core::report::Identity;
 use node_agent_core::role::InitialRole;
-use tokio::sync::{Notify, watch};
+use node_agent_core::work::{Probes, Rules};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::actions::{Actions, Reading, init_hash};
 use crate::allocations::{self, Held, PodResources, Polling};
 use crate::board::Board;
 use crate::claim_table::{self, ClaimTable};
@@ -22,6 +25,9 @@ use crate::comparer::{Comparer, SentLists};
 use crate::devices::{Devices, Shared};
 use crate::farewell::{self, Farewell, LastWord};
 use crate::file_events::{self, FileEvents};
+use crate::given::Given;
+use crate::hook_record::HookRecord;
+use crate::hooks::{Means, Tending};
 use crate::host_dev::HostDev;
 use crate::metrics::Metrics;
 use crate::node_object::ObjectSeen;
@@ -30,11 +36,16 @@ use crate::plugin_directory::{self, View};
 use crate::plugin_service::Answers;
 use crate::registrar::Registrar;
 use crate::reporter::Reporter;
+use crate::resets::Resets;
 use crate::roles::{Found, Keeper, Roles};
+use crate::runner::Runner;
 use crate::settings::{ApiAccess, Settings};
 use crate::state_file::StateFile;
 use crate::sysfs::Sysfs;
 use crate::uevents::{self, Messages, Uevents};
+
+/// Resets that may wait to be asked for. Whoever asks for more waits a little longer.
+const RESETS_WAITING: usize = 64;
 
 /// What an agent needs to run.
 pub struct Agent {
@@ -61,6 +72,8 @@ pub struct Agent {
 /// What all resources of the agent share.
 struct Common {
     settings: Settings,
+    config: AgentConfig,
+    boot_id: String,
     host_dev: HostDev,
     sysfs: Sysfs,
     events: FileEvents,
@@ -68,6 +81,7 @@ struct Common {
     claims: SharedClaims,
     view: watch::Receiver<View>,
     held: watch::Receiver<Held>,
+    readings: watch::Receiver<u64>,
     allocated: Arc<Notify>,
     pod_resources: PodResources,
     state: Arc<StateFile>,
@@ -99,8 +113,9 @@ pub async fn run(agent: Agent, stop: Stop) -> Result<()> {
     };
     let timing = settings.timing.clone();
     let (object, object_seen) = watch::channel(ObjectSeen::default());
-    let given = Given {
+    let given = Foundation {
         config: &config,
+        boot_id: identity.boot_id.clone(),
         initial,
         object: object_seen,
         metrics: metrics.clone(),
@@ -139,8 +154,9 @@ pub async fn run(agent: Agent, stop: Stop) -> Result<()> {
 }
 
 /// What an agent was given that its parts share.
-struct Given<'a> {
+struct Foundation<'a> {
     config: &'a AgentConfig,
+    boot_id: String,
     initial: InitialRole,
     object: watch::Receiver<ObjectSeen>,
     metrics: Metrics,
@@ -148,9 +164,10 @@ struct Given<'a> {
 
 impl Common {
     /// Starts what all resources share.
-    fn new(settings: Settings, given: Given<'_>, tasks: &mut Tasks) -> Self {
-        let Given {
+    fn new(settings: Settings, given: Foundation<'_>, tasks: &mut Tasks) -> Self {
+        let Foundation {
             config,
+            boot_id,
             initial,
             object,
             metrics,
@@ -178,12 +195,14 @@ impl Common {
         let pod_resources =
             PodResources::new(&settings.pod_resources_dir, timing.pod_resources_call);
         let (reads, held) = watch::channel(Held::None);
+        let (counted, readings) = watch::channel(0);
         let allocated = Arc::new(Notify::new());
         let (asked, soon) = (pod_resources.clone(), allocated.clone());
         let polling = Polling {
             pod_resources: asked,
             resources: names,
             held: reads,
+            readings: counted,
             allocated: soon,
             board: board.clone(),
             timing: timing.clone(),
@@ -211,6 +230,8 @@ impl Common {
         let table = ClaimTable::new(lock_dir, name, claim_table::ENDED_GRACE);
         Self {
             settings,
+            config: config.clone(),
+            boot_id,
             host_dev,
             sysfs,
             events,
@@ -218,6 +239,7 @@ impl Common {
             claims: SharedClaims::new(table),
             view,
             held,
+            readings,
             allocated,
             pod_resources,
             state,
@@ -259,6 +281,8 @@ impl Common {
         let timing = &self.settings.timing;
         let look_again = Arc::new(Notify::new());
         let claims = self.claims.next(&resource.name, look_again.clone());
+        let given = Given::new(timing.given);
+        let (tending, resets) = self.tending(resource, &given);
         let shared = Shared {
             host_dev: self.host_dev.clone(),
             sysfs: self.sysfs.clone(),
@@ -267,8 +291,10 @@ impl Common {
             held: self.held.clone(),
             look_again: look_again.clone(),
             claims: claims.clone(),
+            tending,
             board: self.board.clone(),
             between_looks: timing.between_looks,
+            second: timing.second,
         };
         let devices = Devices::new(resource, shared);
         let cdi = CdiFile::new(&self.settings.cdi_dir, resource, self.board.clone());
@@ -282,6 +308,8 @@ impl Common {
             look_again,
             claims,
             allocated: self.allocated.clone(),
+            given,
+            resets,
             sent: self.sent.clone(),
             metrics: self.metrics.clone(),
             between_messages: timing.between_messages,
@@ -301,6 +329,57 @@ impl Common {
         };
         tasks.spawn("devices", without_error(devices.keep(stop.clone())));
         tasks.spawn("registrar", without_error(registrar.keep(stop.clone())));
+    }
+
+    /// What looks after the devices of a resource, and how to have them reset.
+    fn tending(&self, resource: &Resource, given: &Given) -> (Tending, Option<Resets>) {
+        let Self {
+            settings, config, ..
+        } = self;
+        let timing = &settings.timing;
+        let hooks = config.hooks.clone().unwrap_or_default();
+        let rules = Rules {
+            probes: Probes::of(&resource.health_check()),
+            init: init_hash(&hooks),
+            reset: hooks.reset.is_some(),
+            release: hooks.release.is_some(),
+            boot_id: self.boot_id.clone(),
+            pace: timing.hook_retry,
+            reset_grace: timing.reset_grace,
+        };
+        let (requests, requested) = mpsc::channel(RESETS_WAITING);
+        let resets = rules.reset.then(|| Resets {
+            requests,
+            given: given.clone(),
+            limit: timing.prepare,
+        });
+        let actions = Actions {
+            resource: resource.name.clone(),
+            check: resource.health_check(),
+            hooks,
+            runner: Runner::new(settings.runner_socket.clone()),
+            host_dev: self.host_dev.clone(),
+            sysfs_dir: settings.sysfs_dir.clone(),
+            second: timing.second,
+            reading: Reading::default(),
+        };
+        let tending = Tending::new(Means {
+            has_hooks: rules.has_hooks(),
+            care: Care::new(rules),
+            sharing: Sharing::new(resource),
+            actions,
+            given: given.clone(),
+            record: HookRecord::new(&settings.state_dir, config, &resource.name),
+            roles: self.roles.clone(),
+            requests: requested,
+            readings: self.readings.clone(),
+            read_soon: self.allocated.clone(),
+            sent: self.sent.subscribe(),
+            plugin_dir: settings.plugin_dir.clone(),
+            board: self.board.clone(),
+            metrics: self.metrics.clone(),
+        });
+        (tending, resets)
     }
 }
 

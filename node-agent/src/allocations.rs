@@ -214,6 +214,8 @@ pub struct Polling {
     pub resources: BTreeSet<String>,
     /// Where the answer is published.
     pub held: watch::Sender<Held>,
+    /// How often there was an answer. Two in a row may be the same.
+    pub readings: watch::Sender<u64>,
     /// Told after every Allocate.
     pub allocated: Arc<Notify>,
     /// Where it is posted whether there are answers.
@@ -243,6 +245,7 @@ impl Polling {
                     answered = true;
                     all.retain(|resource, _| self.resources.contains(resource));
                     publish(&self.held, all);
+                    self.readings.send_modify(|count| *count += 1);
                     self.board.pod_resources(Ok(()));
                     timing.allocations_poll
                 }

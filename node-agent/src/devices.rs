@@ -21,6 +21,7 @@ use crate::board::Board;
 use crate::claims::OwnClaims;
 use crate::error_chain::chained;
 use crate::file_events::Subscription;
+use crate::hooks::Tending;
 use crate::host_dev::HostDev;
 use crate::host_devices::{Behind, HostDevices};
 use crate::sysfs::Sysfs;
@@ -39,6 +40,8 @@ pub struct Devices {
     held: watch::Receiver<Held>,
     look_again: Arc<Notify>,
     claims: OwnClaims,
+    tending: Tending,
+    sharing: Sharing,
     inventory: watch::Sender<Arc<Inventory>>,
     board: Board,
 }
@@ -59,10 +62,14 @@ pub struct Shared {
     pub look_again: Arc<Notify>,
     /// What other resources and configs give out.
     pub claims: OwnClaims,
+    /// Probes devices, and runs hooks.
+    pub tending: Tending,
     /// Where everything is posted.
     pub board: Board,
     /// Shortest time between two looks.
     pub between_looks: Duration,
+    /// How long a second of the config is.
+    pub second: Duration,
 }
 
 impl Devices {
@@ -76,8 +83,10 @@ impl Devices {
             held,
             look_again,
             claims,
+            tending,
             board,
             between_looks,
+            second,
         } = shared;
         let (rule, error) = match Rule::new(resource) {
             Ok(rule) => (Some(Arc::new(rule)), String::new()),
@@ -87,19 +96,22 @@ impl Devices {
             tracing::error!(resource = resource.name, error, "no device can be found");
         }
         board.post(&resource.name, |seen| {
-            let changed = seen.discovery_error != error;
+            let min_devices = usize::try_from(resource.min_devices).unwrap_or_default();
+            let changed = seen.discovery_error != error || seen.min_devices != min_devices;
             seen.discovery_error = error;
+            seen.min_devices = min_devices;
             changed
         });
         let behind = Arc::new(Behind::new(uevents.tells()));
         let plugged = uevents.subscribe(interest(rule.clone(), behind.clone()));
-        let period = u64::try_from(resource.health_check().period_seconds)
+        let period = u32::try_from(resource.health_check().period_seconds)
             .unwrap_or(1)
             .max(1);
-        let devices = Self {
+        let sharing = Sharing::new(resource);
+        let mut devices = Self {
             resource: resource.name.clone(),
             rule,
-            period: Duration::from_secs(period),
+            period: second * period,
             between_looks,
             host: HostDevices::new(host_dev, sysfs, behind),
             events,
@@ -107,7 +119,9 @@ impl Devices {
             held,
             look_again,
             claims,
-            inventory: watch::Sender::new(Arc::new(Inventory::of(Sharing::new(resource)))),
+            tending,
+            sharing,
+            inventory: watch::Sender::new(Arc::new(Inventory::of(sharing))),
             board,
         };
         devices.look();
@@ -119,25 +133,36 @@ impl Devices {
         self.inventory.subscribe()
     }
 
-    /// Looks again whenever something changed, and from time to time.
+    /// Looks again whenever something changed, and from time to time. Whatever changes the list does
+    /// so by a look: however often devices and probes change their mind, there is one in a while.
     pub async fn keep(mut self, stop: Stop) {
+        let mut looked = Instant::now();
+        let mut next_round = looked + self.period;
+        let mut wanted = false;
         loop {
-            let looked = Instant::now();
+            self.tending.start_due(&self.inventory.borrow().clone());
             tokio::select! {
                 () = stop.requested() => return,
-                () = self.events.changed() => {}
-                () = self.plugged.notified() => {}
-                () = self.look_again.notified() => {}
-                Ok(()) = self.held.changed() => {}
-                () = tokio::time::sleep(self.period) => {}
+                happened = self.tending.happened() => wanted |= self.tending.note(happened),
+                () = self.events.changed(), if !wanted => wanted = true,
+                () = self.plugged.notified(), if !wanted => wanted = true,
+                () = self.look_again.notified(), if !wanted => wanted = true,
+                Ok(()) = self.held.changed(), if !wanted => wanted = true,
+                () = tokio::time::sleep_until(next_round) => {
+                    self.tending.probe_all();
+                    next_round = Instant::now() + self.period;
+                    wanted = true;
+                }
+                () = tokio::time::sleep_until(looked + self.between_looks), if wanted => {
+                    looked = Instant::now();
+                    wanted = false;
+                    self.look();
+                }
             }
-            tokio::time::sleep_until(looked + self.between_looks).await;
-            self.held.mark_unchanged();
-            self.look();
         }
     }
 
-    fn look(&self) {
+    fn look(&mut self) {
         let seen = self.rule.as_ref().map_or_else(Discovered::default, |rule| {
             let entering = |directory: &Path| self.events.watch(directory);
             let (look, directories) = self.host.look(rule, entering);
@@ -145,12 +170,14 @@ impl Devices {
             discovered(rule, &look)
         });
         let none = BTreeSet::new();
-        let held = self.held.borrow().clone();
+        let held = self.held.borrow_and_update().clone();
         let held = held
             .as_ref()
             .map(|held| held.get(&self.resource).unwrap_or(&none));
         let now = Timestamp::now();
         let seen = self.claims.settled(seen, held, now);
+        let in_use = held.map(|ids| self.sharing.by_device(ids).into_keys().collect());
+        let seen = self.tending.judged(seen, in_use.as_ref());
         let next = self.inventory.borrow().next(seen, held, now);
         if **self.inventory.borrow() == next {
             return;

@@ -1,10 +1,12 @@
 //! The node agent: looks at `/dev` and `/sys`, speaks the device plugin protocol to the kubelet, and reports to
 //! the node's object. What to do about what it sees is decided in `node_agent_core`.
 
+mod actions;
 mod agent;
 mod allocations;
 mod board;
 mod cdi;
+mod checkpoint;
 mod claim;
 mod claim_table;
 mod claims;
@@ -13,6 +15,9 @@ mod devices;
 mod error_chain;
 mod farewell;
 mod file_events;
+mod given;
+mod hook_record;
+mod hooks;
 mod host_dev;
 mod host_devices;
 mod lock;
@@ -26,6 +31,7 @@ mod random;
 mod register;
 mod registrar;
 mod reporter;
+mod resets;
 mod roles;
 pub mod runner;
 pub mod settings;

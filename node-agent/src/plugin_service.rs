@@ -27,8 +27,10 @@ use crate::claims::OwnClaims;
 use crate::cdi::CdiFile;
 use crate::comparer::{Sent, SentLists};
 use crate::error_chain::chained;
+use crate::given::Given;
 use crate::host_dev::HostDev;
 use crate::metrics::{AllocationResult, Metrics};
+use crate::resets::Resets;
 
 /// What answers for one resource, whatever server it is reached at.
 #[derive(Clone)]
@@ -51,6 +53,10 @@ pub struct Answers {
     pub claims: OwnClaims,
     /// Told after devices were given to a container.
     pub allocated: Arc<Notify>,
+    /// Which devices these were.
+    pub given: Given,
+    /// Resets devices before a container starts, where the config wants that.
+    pub resets: Option<Resets>,
     /// What the kubelet was sent.
     pub sent: Arc<watch::Sender<SentLists>>,
     /// Where calls are counted.
@@ -123,6 +129,9 @@ impl DevicePlugin for PluginService {
         let resource = &self.answers.resource;
         match answers {
             Ok(container_responses) => {
+                let sharing = self.answers.inventory.borrow().sharing;
+                let ids = requests.iter().flat_map(|one| &one.devices_ids);
+                self.answers.given.allocated(ids.map(|id| sharing.device(id)));
                 self.answers.allocated.notify_one();
                 self.answers
                     .metrics
@@ -156,11 +165,18 @@ impl DevicePlugin for PluginService {
         }))
     }
 
-    /// Not required. Nothing is to be done before a container starts.
+    /// Where nothing is to be done before a container starts, it is not required.
     async fn pre_start_container(
         &self,
-        _request: Request<PreStartContainerRequest>,
+        request: Request<PreStartContainerRequest>,
     ) -> Result<Response<PreStartContainerResponse>, Status> {
+        if let Some(resets) = &self.answers.resets {
+            let ids = request.into_inner().devices_ids;
+            let sharing = self.answers.inventory.borrow().sharing;
+            let devices = ids.iter().map(|id| sharing.device(id)).collect();
+            let reset = resets.reset(&self.answers.resource, devices).await;
+            reset.map_err(Status::failed_precondition)?;
+        }
         Ok(Response::new(PreStartContainerResponse {}))
     }
 }
@@ -169,7 +185,7 @@ impl Answers {
     /// What the kubelet is told in `Register` and whenever it asks.
     pub fn options(&self) -> DevicePluginOptions {
         DevicePluginOptions {
-            pre_start_required: false,
+            pre_start_required: self.resets.is_some(),
             get_preferred_allocation_available: self.preference.is_some(),
         }
     }

@@ -173,6 +173,11 @@ impl Inventory {
         self.devices.iter().map(held).sum()
     }
 
+    /// Ids that this agent would give to containers if it served.
+    pub fn promised(&self) -> usize {
+        self.healthy() + self.awaiting.len() * self.sharing.replicas()
+    }
+
     /// Ids that containers hold and that this agent would not advertise by itself: they are listed as
     /// Unhealthy. A revision that gives devices other ids, or fewer replicas, has them.
     pub fn missing_allocated(&self) -> usize {

@@ -1,6 +1,6 @@
 //! From what was seen to devices: what is refused, what is one device under two names.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crds::discovery::{SimulatedDiscovery, Topology};
@@ -92,6 +92,8 @@ pub struct Discovered {
     pub refusals: Vec<Refusal>,
     /// What users should know of devices although nothing is wrong.
     pub remarks: Vec<Refusal>,
+    /// Ids of devices that are Unhealthy only until the agent that serves has seen to them.
+    pub awaiting: BTreeSet<String>,
 }
 
 /// What a look could not see.

@@ -42,6 +42,8 @@ pub struct Inventory {
     pub left_out: usize,
     /// What could not be looked at.
     pub unknown: Unknown,
+    /// Ids of devices that are Unhealthy only until the agent that serves has seen to them.
+    pub awaiting: BTreeSet<String>,
 }
 
 /// One advertised device.
@@ -89,6 +91,7 @@ impl Inventory {
             unknown,
             refusals,
             remarks,
+            awaiting,
         } = seen;
         let allocated = allocated.map(|ids| self.sharing.by_device(ids));
         let allocated = allocated.as_ref();
@@ -98,6 +101,7 @@ impl Inventory {
             allocations_known: self.allocations_known || allocated.is_some(),
             refusals,
             remarks,
+            awaiting,
             unknown,
             ..Self::default()
         };

@@ -16,7 +16,7 @@ pub fn standby_report(identity: &Identity, seen: &Seen) -> Option<StandbyReport>
         StandbyResource {
             name: name.clone(),
             total: count(inventory.total()),
-            healthy: count(inventory.healthy()),
+            healthy: count(inventory.promised()),
             missing_allocated: count(inventory.missing_allocated()),
         }
     });

@@ -1,7 +1,8 @@
 //! What the agent that serves tells of itself: its slot of the node's object.
 
 use crds::node::{
-    AgentReport, DeviceReport, KubeletList, REPORTED_DEVICES_MAX, ReportSummary, ResourceReport,
+    AgentReport, DeviceReport, KubeletList, LastHook, REPORTED_DEVICES_MAX, ReportSummary,
+    ResourceReport,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -54,6 +55,10 @@ pub fn report(identity: &Identity, seen: &Seen) -> AgentReport {
         resources,
         devices,
         truncated,
+        last_hook: seen.last_hook.clone().map(|hook| LastHook {
+            message: shortened(&hook.message, MESSAGE_MAX),
+            ..hook
+        }),
     }
 }
 

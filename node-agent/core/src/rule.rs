@@ -420,6 +420,7 @@ pub(crate) mod tests {
             preferred_allocation: crds::resource::PreferredAllocation::None,
             container: None,
             health_check: None,
+            min_devices: 0,
         }
     }
 

@@ -16,11 +16,14 @@ mod discovery;
 mod fake_api;
 mod fake_kubelet;
 mod fake_pod_resources;
+mod fake_runner;
 mod first_time;
 mod hand_over;
 #[path = "../support/machine.rs"]
 mod machine;
 mod preferred;
+mod health;
+mod hooks;
 mod process;
 mod registration;
 mod restart;

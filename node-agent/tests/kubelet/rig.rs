@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 
 use crate::fake_kubelet::{DEADLINE, FakeKubelet, Model};
 use crate::fake_pod_resources::FakePodResources;
+use crate::fake_runner::FakeRunner;
 
 /// The resource of most tests.
 pub const TTY: &str = "example.com/tty";
@@ -74,6 +75,7 @@ impl Rig {
             host_dev_dir: at("dev"),
             sysfs_dir: at("sys"),
             udev_dir: at("udev"),
+            runner_socket: home.path().join("runner.sock"),
             lock_dir: at("locks"),
             state_dir: at("state"),
             cdi_dir: at("cdi"),
@@ -108,6 +110,18 @@ impl Rig {
         )
         .unwrap();
         path
+    }
+
+    /// Starts a runner.
+    pub fn runner(&self) -> FakeRunner {
+        FakeRunner::start(&self.settings.runner_socket)
+    }
+
+    /// Tells which devices of [`TTY`] containers hold.
+    pub fn hold(&self, ids: &[&String]) {
+        let ids: Vec<String> = ids.iter().map(|id| (*id).clone()).collect();
+        self.pod_resources
+            .answer(|answers| _ = answers.held.insert(TTY.to_owned(), ids));
     }
 
     /// Takes a device away.

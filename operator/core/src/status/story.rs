@@ -389,6 +389,15 @@ fn degraded<'a>(scope: &Scope<'a>, tally: &Tally<'a>, accepted: &Verdict<'a>) ->
         let message = no_devices(scope, &resource.name, tally.serving.len());
         return Verdict::new(true, ConfigReason::NoDevices, message);
     }
+    if let Some((resource, (minimum, nodes))) = tally.too_few.iter().next() {
+        let message = format!(
+            "resource {resource:?}: fewer than {} Healthy (minDevices) on {}; `kubectl get dpn` tells how many, and `-o yaml` why",
+            counted(usize::try_from(*minimum).unwrap_or_default(), "device"),
+            Names(nodes)
+        );
+        let verdict = Verdict::new(true, ConfigReason::TooFewDevices, message);
+        return verdict.about(nodes.first().copied());
+    }
     if let Some((resource, nodes)) = tally.unhealthy.iter().next() {
         let counts = tally.resources.iter().find(|one| one.name == *resource);
         let (healthy, total) = counts.map_or((0, 0), |one| (one.healthy, one.total));
