@@ -101,18 +101,6 @@ const UNHEALTHY: &str = "/spec/resources/0/discovery/simulated/unhealthy";
 const PCI: &str = "/spec/resources/0/discovery/pci";
 const ID_FROM: &str = "/spec/resources/0/idFrom";
 
-fn env(value: &str) -> Value {
-    json!([{"name": "A", "value": value}])
-}
-
-fn mount(host_path: &str, container_path: &str) -> Value {
-    json!([{"hostPath": host_path, "containerPath": container_path}])
-}
-
-fn annotation(key: &str) -> Value {
-    json!({key: "x"})
-}
-
 fn config_refusals() -> Vec<Refusal> {
     let long_name: &'static str = "nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn";
     let name_words: &[&str] = &["metadata.name", "DNS label of at most 50 characters"];

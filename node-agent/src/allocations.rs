@@ -18,6 +18,7 @@ use crate::board::Board;
 use crate::error_chain::chained;
 use crate::random::jitter;
 use crate::settings::{Drain, Timing};
+use crate::tick;
 
 /// The kubelet's own clients read messages of up to this size.
 const MESSAGE_MAX: usize = 16 << 20;
@@ -270,8 +271,14 @@ impl Polling {
                 self.allocated.notified().await;
                 tokio::time::sleep(timing.after_allocate).await;
             };
+            let next = async {
+                match failures {
+                    0 => tick::round(wait).await,
+                    _ => tokio::time::sleep(wait).await,
+                }
+            };
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
+                () = next => {}
                 () = soon, if failures == 0 => {}
             }
         }

@@ -37,6 +37,7 @@ pub mod runner;
 pub mod settings;
 mod state_file;
 mod sysfs;
+mod tick;
 mod uevents;
 
 pub use agent::{Agent, run};

@@ -23,8 +23,8 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
-use crate::claims::OwnClaims;
 use crate::cdi::CdiFile;
+use crate::claims::OwnClaims;
 use crate::comparer::{Sent, SentLists};
 use crate::error_chain::chained;
 use crate::given::Given;
@@ -131,7 +131,9 @@ impl DevicePlugin for PluginService {
             Ok(container_responses) => {
                 let sharing = self.answers.inventory.borrow().sharing;
                 let ids = requests.iter().flat_map(|one| &one.devices_ids);
-                self.answers.given.allocated(ids.map(|id| sharing.device(id)));
+                self.answers
+                    .given
+                    .allocated(ids.map(|id| sharing.device(id)));
                 self.answers.allocated.notify_one();
                 self.answers
                     .metrics

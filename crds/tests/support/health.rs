@@ -93,7 +93,12 @@ pub fn shared() -> Value {
 /// What is refused of it.
 pub fn shared_refusals() -> Vec<Refusal> {
     let words: &[&str] = &["\"example.com/serial\"", "replicas 2", "hooks.reset"];
-    vec![refusal("/spec/resources/0/replicas", json!(2), "spec", words)]
+    vec![refusal(
+        "/spec/resources/0/replicas",
+        json!(2),
+        "spec",
+        words,
+    )]
 }
 
 /// Attributes that are accepted.

@@ -212,6 +212,7 @@ impl Measured {
             return Ok(());
         };
         self.first_list_many.push_millis(at - process.started);
+        settle().await;
         let begun = Instant::now();
         scene.unplug(0)?;
         if let Ok(at) = listed(&mut scene, MANY - 1).await {

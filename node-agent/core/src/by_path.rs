@@ -3,13 +3,14 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::discovery::{Discovered, Found, Look, Numbers, Refusal, Verdict, usable};
+use crate::discovery::{Discovered, Found, Hardware, Look, Numbers, Refusal, Verdict, usable};
 use crate::identity::path_device_id;
 use crate::names::Naming;
 use crate::rule::Rule;
 
 /// A device node under all names that the rule matches.
 struct Named<'a> {
+    node: &'a str,
     numbers: Numbers,
     /// The best name: that of the earliest glob, then the smallest path. A user who lists
     /// `/dev/serial/by-id/*` before `/dev/ttyUSB*` gets the names that survive a replug.
@@ -33,6 +34,7 @@ pub(crate) fn by_path(rule: &Rule, look: &Look) -> Discovered {
             Verdict::Usable(node, numbers) => {
                 let name = (precedence, path);
                 let named = nodes.entry(node).or_insert_with(|| Named {
+                    node,
                     numbers,
                     best: name,
                     all: BTreeSet::from([node]),
@@ -88,13 +90,18 @@ fn insert<'a>(
         let mut also: BTreeSet<String> = name.also.into_iter().chain(others).collect();
         also.remove(&name.id);
         let sight = look.behind.get(&named.numbers);
+        let known = sight.map(|sight| sight.hardware()).unwrap_or_default();
+        let hardware = Hardware {
+            nodes: vec![named.node.to_owned()],
+            ..known
+        };
         match seen.devices.entry(name.id) {
             Entry::Vacant(free) => {
                 free.insert(Found {
                     paths: vec![path],
                     numbers: vec![named.numbers],
                     also: also.into_iter().collect(),
-                    hardware: sight.map(|sight| sight.hardware()).unwrap_or_default(),
+                    hardware,
                     unhealthy: None,
                 });
             }

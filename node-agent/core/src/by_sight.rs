@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::collections::btree_map::Entry;
 
-use crate::discovery::{Discovered, Found, Kind, Look, Numbers, Refusal, Target, Verdict, usable};
+use crate::discovery::{
+    Discovered, Found, Hardware, Kind, Look, Numbers, Refusal, Target, Verdict, usable,
+};
 use crate::names::{Name, Naming};
 use crate::rule::{Matches, Rule};
 use crate::sight::{SeenNode, Sight};
@@ -69,17 +71,21 @@ fn insert(rule: &Rule, sight: &Sight, name: Name, seen: &mut Discovered) {
             reason,
         });
     }
+    let paths: Vec<String> = parts.nodes.iter().map(|(path, _)| path.clone()).collect();
     match seen.devices.entry(name.id) {
         Entry::Vacant(free) => {
             free.insert(Found {
-                paths: parts.nodes.iter().map(|(path, _)| path.clone()).collect(),
+                paths: paths.clone(),
                 numbers: parts
                     .nodes
                     .iter()
                     .filter_map(|(_, numbers)| *numbers)
                     .collect(),
                 also: name.also,
-                hardware: sight.hardware(),
+                hardware: Hardware {
+                    nodes: paths,
+                    ..sight.hardware()
+                },
                 unhealthy: parts.wrong,
             });
         }

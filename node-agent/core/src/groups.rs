@@ -37,7 +37,8 @@ pub(crate) fn by_group(resource: &str, groups: &[GroupDiscovery], look: &Look) -
 /// The nodes of a group, and what is wrong with it.
 #[derive(Default)]
 struct Parts {
-    nodes: Vec<(String, Numbers)>,
+    /// Its path, the node that it leads to, and that one's numbers.
+    nodes: Vec<(String, String, Numbers)>,
     wrong: Option<String>,
 }
 
@@ -56,9 +57,9 @@ fn whole(
             .map(|target| usable(path, target))
         {
             None => format!("device node {path:?} is missing"),
-            Some(Verdict::Usable(_, numbers)) => {
+            Some(Verdict::Usable(node, numbers)) => {
                 is_there |= is_needed;
-                parts.nodes.push((path.clone(), numbers));
+                parts.nodes.push((path.clone(), node.to_owned(), numbers));
                 continue;
             }
             Some(Verdict::Unknown(reason)) => {
@@ -89,8 +90,13 @@ fn found(parts: Parts, look: &Look) -> Found {
     let all = parts
         .nodes
         .iter()
-        .filter_map(|(_, numbers)| behind(numbers));
+        .filter_map(|(_, _, numbers)| behind(numbers));
     let mut hardware = Hardware::default();
+    hardware.nodes = parts
+        .nodes
+        .iter()
+        .map(|(_, node, _)| node.clone())
+        .collect();
     for one in all {
         hardware.sysfs = hardware.sysfs.or(one.sysfs);
         hardware.pci_address = hardware.pci_address.or(one.pci_address);
@@ -99,8 +105,12 @@ fn found(parts: Parts, look: &Look) -> Found {
     hardware.numa_nodes.sort_unstable();
     hardware.numa_nodes.dedup();
     Found {
-        paths: parts.nodes.iter().map(|(path, _)| path.clone()).collect(),
-        numbers: parts.nodes.iter().map(|(_, numbers)| *numbers).collect(),
+        paths: parts
+            .nodes
+            .iter()
+            .map(|(path, _, _)| path.clone())
+            .collect(),
+        numbers: parts.nodes.iter().map(|(_, _, numbers)| *numbers).collect(),
         also: Vec::new(),
         hardware,
         unhealthy: parts.wrong,
@@ -184,7 +194,7 @@ mod tests {
             .into(),
             ..Look::default()
         };
-        let nodes = [(1, 1), (1, 2), (1, 3)].map(|numbers| (String::new(), numbers));
+        let nodes = [(1, 1), (1, 2), (1, 3)].map(|numbers| (String::new(), String::new(), numbers));
         let parts = Parts {
             nodes: nodes.to_vec(),
             wrong: None,

@@ -266,11 +266,16 @@ impl Unknown {
 impl Found {
     /// Unhealthy while a container holds the device under another id, that of an earlier revision
     /// perhaps: it would be given out twice.
-    fn unless_held_as_another(mut self, id: &str, allocated: Option<&BTreeSet<String>>) -> Self {
-        let Some(allocated) = allocated.filter(|ids| !ids.contains(id)) else {
+    fn unless_held_as_another(
+        mut self,
+        id: &str,
+        allocated: Option<&BTreeMap<String, BTreeSet<String>>>,
+    ) -> Self {
+        let Some(allocated) = allocated.filter(|ids| !ids.contains_key(id)) else {
             return self;
         };
-        if let Some(other) = self.also.iter().find(|also| allocated.contains(*also)) {
+        let held = |also: &&String| allocated.contains_key(*also);
+        if let Some(other) = self.also.iter().find(held) {
             self.unhealthy = Some(format!("a container holds it as {other:?}"));
         }
         self
@@ -540,10 +545,7 @@ mod tests {
             ..Discovered::default()
         };
         let check = |replicas: i32, nodes: &[u32]| {
-            let mut resource = rule::tests::resource(crds::discovery::Discovery {
-                paths: None,
-                simulated: None,
-            });
+            let mut resource = rule::tests::resource(crds::discovery::Discovery::default());
             resource.replicas = replicas;
             let empty = Inventory::of(Sharing::new(&resource));
             let many = empty.next(found(nodes), Some(&none()), at(1));

@@ -440,10 +440,7 @@ mod tests {
     #[test]
     fn the_kubelet_asks_where_it_matters() {
         let check = |replicas: i32, several: bool, policy, expected: bool| {
-            let mut resource = crate::rule::tests::resource(crds::discovery::Discovery {
-                paths: None,
-                simulated: None,
-            });
+            let mut resource = crate::rule::tests::resource(crds::discovery::Discovery::default());
             resource.replicas = replicas;
             resource.allow_multiple_replicas_per_container = several;
             resource.preferred_allocation = policy;

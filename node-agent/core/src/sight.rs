@@ -62,6 +62,7 @@ impl Sight {
             sysfs: (!self.sysfs.is_empty()).then(|| self.sysfs.clone()),
             pci_address: pci.map(|level| level.name.clone()),
             numa_nodes: numa_node.into_iter().collect(),
+            nodes: Vec::new(),
         }
     }
 

@@ -19,11 +19,11 @@ mod fake_pod_resources;
 mod fake_runner;
 mod first_time;
 mod hand_over;
+mod health;
+mod hooks;
 #[path = "../support/machine.rs"]
 mod machine;
 mod preferred;
-mod health;
-mod hooks;
 mod process;
 mod registration;
 mod restart;

@@ -3,6 +3,7 @@
 
 pub mod runner;
 
+use crds::DevicePluginConfig;
 use crds::agent_config::AgentConfig;
 use crds::container::Cdi;
 use crds::names::{
@@ -11,7 +12,6 @@ use crds::names::{
 };
 use crds::placement::{AgentSettings, ImagePullPolicy, Toleration};
 use crds::selector::Requirement;
-use crds::DevicePluginConfig;
 use serde_json::{Value, json};
 
 use crate::action::metadata;
@@ -589,6 +589,9 @@ mod tests {
             false,
         );
         check("usb: [{vendor: '0403'}]", false);
+    }
+
+    #[test]
     fn only_who_writes_cdi_specifications_sees_their_directory() {
         let mut config = config();
         let names = |config: &DevicePluginConfig| {
