@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow};
 use crds::{AgentConfig, Resource};
 use daemon::{Logs, Readiness, Stop};
+use node_agent_core::advertised::Sharing;
 use node_agent_core::care::Care;
 use node_agent_core::preferred::is_offered;
 use node_agent_core::report::Identity;

@@ -295,7 +295,6 @@ impl Loop<'_> {
             server.name().to_owned(),
             self.registrar.timing.register_call,
         );
-        let options = self.registrar.answers.options();
         tracing::debug!(resource, endpoint, "registering");
         self.call = async move { register(&kubelet, endpoint, resource, options, limit).await }
             .boxed()

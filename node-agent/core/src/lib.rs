@@ -8,12 +8,9 @@ pub mod advertised;
 pub mod allocation;
 mod by_path;
 mod by_sight;
-pub mod cdi;
-<<<<<<< HEAD
 pub mod care;
-=======
+pub mod cdi;
 pub mod claims;
->>>>>>> 647b6c0 (node-agent: what comes round again comes round together; devices know the nodes behind their links)
 pub mod comparison;
 pub mod conditions;
 pub mod discovery;

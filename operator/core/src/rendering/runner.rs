@@ -52,7 +52,12 @@ fn needs(spec: &DevicePluginConfigSpec) -> Needs {
     let mut needs = Needs::default();
     for resource in &spec.resources {
         match resource.health_check().type_ {
-            HealthCheckType::Exists => {}
+            HealthCheckType::Exists | HealthCheckType::SysfsEquals => {}
+            HealthCheckType::Open => {
+                needs.runner = true;
+                needs.devices = true;
+            }
+            HealthCheckType::Exec => needs.runner = true,
         }
     }
     let Some(hooks) = &spec.hooks else {
