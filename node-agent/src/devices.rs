@@ -175,8 +175,9 @@ impl Devices {
             .as_ref()
             .map(|held| held.get(&self.resource).unwrap_or(&none));
         let now = Timestamp::now();
-        let seen = self.claims.settled(seen, held, now);
-        let in_use = held.map(|ids| self.sharing.by_device(ids).into_keys().collect());
+        let in_use: Option<BTreeSet<String>> =
+            held.map(|ids| self.sharing.by_device(ids).into_keys().collect());
+        let seen = self.claims.settled(seen, in_use.as_ref(), now);
         let seen = self.tending.judged(seen, in_use.as_ref());
         let next = self.inventory.borrow().next(seen, held, now);
         if **self.inventory.borrow() == next {

@@ -223,7 +223,9 @@ impl Answers {
                 ));
             }
         }
-        self.claims.give(ids)?;
+        let device = |id: &String| inventory.sharing.device(id).to_owned();
+        let devices: Vec<String> = ids.iter().map(device).collect();
+        self.claims.give(&devices)?;
         if let Some(cdi) = &self.cdi {
             cdi.keep(&inventory).map_err(|error| chained(&error))?;
         }

@@ -129,6 +129,31 @@ async fn two_resources_never_give_out_one_device() {
     agent.stop().await.unwrap();
 }
 
+/// A container that shares a device holds it like any other.
+#[tokio::test]
+async fn two_resources_never_share_one_device() {
+    let (mut rig, _machine) = rig();
+    rig.settings.host_dev_dir = "/dev".into();
+    rig.settings.timing.allocations_poll = Duration::from_millis(10);
+    let (a, b) = ("example.com/a", "example.com/b");
+    let shared = |name: &str, glob: &str| {
+        let mut resource = paths(name, &[glob]);
+        resource["replicas"] = json!(2);
+        resource
+    };
+    let agent = rig.start_with(config(&[shared(a, "/dev/null"), shared(b, "/dev/nul*")]));
+    rig.kubelet.until_healths(a, &["Healthy"; 2]).await;
+    until_served(&rig, b).await;
+    let id_b = format!("{}.1", path_device_id(b, "/dev/null"));
+    rig.pod_resources.answer(|answers| {
+        answers.held.insert(b.to_owned(), vec![id_b.clone()]);
+    });
+    rig.kubelet.until_healths(a, &["Unhealthy"; 2]).await;
+    rig.kubelet.until_healths(b, &["Healthy"; 2]).await;
+    allocate(&rig, b, &id_b).await.unwrap();
+    agent.stop().await.unwrap();
+}
+
 /// The config that came first has it, and keeps it over a restart of its agent.
 #[tokio::test]
 async fn two_configs_never_give_out_one_device() {
