@@ -10,6 +10,7 @@ pub mod bench;
 pub mod cluster;
 pub mod command;
 pub mod images;
+pub mod kubelet;
 pub mod oci;
 pub mod parts;
 pub mod preflight;
