@@ -12,6 +12,7 @@ pub mod command;
 pub mod images;
 pub mod kubelet;
 pub mod oci;
+pub mod oracle;
 pub mod parts;
 pub mod preflight;
 pub mod product;
