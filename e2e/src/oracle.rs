@@ -176,14 +176,10 @@ impl RealDeviceManager {
         &self.readmitted
     }
 
-    /// Whether the process has ended by itself, as in a panic, and what it said last.
-    ///
-    /// # Errors
-    /// When it cannot be waited for.
-    pub fn ended(&mut self) -> Result<Option<String>> {
-        self.process
-            .as_mut()
-            .map_or(Ok(None), process::Process::ended)
+    /// The end of the process's log.
+    pub fn last_words(&self) -> String {
+        let process = self.process.as_ref();
+        process.map(Process::last_words).unwrap_or_default()
     }
 }
 

@@ -77,7 +77,7 @@ impl Process {
         })
     }
 
-    fn last_words(&self) -> String {
+    pub(super) fn last_words(&self) -> String {
         let log = std::fs::read(self.log.path()).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
         // A panic is told before the stacks of all goroutines.
@@ -86,11 +86,6 @@ impl Process {
             Some(panic) => panic.lines().take(12).collect::<Vec<_>>().join("\n"),
             None => last_lines(log.trim(), 12),
         }
-    }
-
-    pub(super) fn ended(&mut self) -> Result<Option<String>> {
-        let status = self.child.try_wait().context("failed to look")?;
-        Ok(status.map(|_| self.last_words()))
     }
 
     pub(super) async fn end(mut self) -> Result<()> {

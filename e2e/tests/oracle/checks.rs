@@ -14,7 +14,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use e2e::kubelet::{Ask, DeviceManager};
 use e2e::oracle::RealDeviceManager;
 
-use crate::plugin::{Plugin, Script};
+use crate::plugin::{Plugin, Script, device};
 use crate::wait::counts_become;
 
 /// Where a check ends.
@@ -45,6 +45,7 @@ pub fn all() -> Vec<(&'static str, Check)> {
         registration::failed_options_refuse_the_registration,
         registration::options_within_the_call_are_ignored,
         registration::socket_without_a_listener_is_refused,
+        registration::resource_is_unknown_until_its_first_list,
         registration::endpoint_is_taken_below_the_plugin_directory,
         lists::each_message_replaces_the_list,
         lists::whatever_is_not_healthy_is_unhealthy,
@@ -123,16 +124,22 @@ fn fresh() -> String {
     format!("plugin-{}.sock", USED.fetch_add(1, Ordering::Relaxed))
 }
 
-/// A plugin that was taken on for a resource, and whose list has arrived.
-async fn served(kubelet: &mut dyn DeviceManager, resource: &str, script: Script) -> Result<Plugin> {
-    let capacity = script.devices.len();
-    let healthy = script
-        .devices
-        .iter()
-        .filter(|device| device.health == "Healthy");
+/// A plugin that was taken on for a resource, and whose list has arrived. It has one device more at
+/// first, so that its list is told from one of the same size that was there before.
+async fn served(
+    kubelet: &mut dyn DeviceManager,
+    resource: &str,
+    mut script: Script,
+) -> Result<Plugin> {
+    let devices = script.devices.clone();
+    let capacity = devices.len();
+    let healthy = devices.iter().filter(|device| device.health == "Healthy");
     let allocatable = healthy.count();
+    script.devices.push(device("marker", "Unhealthy"));
     let plugin = Plugin::serve(kubelet.plugin_dir(), &fresh(), script)?;
     taken(plugin.register(resource).await?)?;
+    counts_become(kubelet, resource, capacity + 1, allocatable).await?;
+    plugin.send(&devices);
     counts_become(kubelet, resource, capacity, allocatable).await?;
     Ok(plugin)
 }

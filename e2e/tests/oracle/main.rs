@@ -95,10 +95,11 @@ fn run(check: Check, subject: &Subject) -> Result<()> {
             (Subject::Real { version, program }, check) => {
                 let mut kubelet = RealDeviceManager::stopped(program, version, &directory);
                 kubelet.start().await?;
-                match check {
+                let outcome = match check {
                     Check::OfAll(check) => check(&mut kubelet).await,
                     Check::OfTheReal(check) => check(&mut kubelet).await,
-                }
+                };
+                outcome.with_context(|| format!("the kubelet said: {}", kubelet.last_words()))
             }
         }
     })

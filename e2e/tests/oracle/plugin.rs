@@ -138,8 +138,7 @@ impl Plugin {
         let socket = directory.join(endpoint);
         let _absent = std::fs::remove_file(&socket);
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            // One of them may wait for the kubelet.
-            .worker_threads(2)
+            .worker_threads(1)
             .enable_all()
             .build()?;
         let handle = Handle {
@@ -237,13 +236,15 @@ impl Plugin {
         });
     }
 
+    /// Whether the kubelet has ended all streams.
+    pub fn is_alone(&self) -> bool {
+        let streams = self.handle.streams.borrow();
+        streams.iter().all(mpsc::Sender::is_closed)
+    }
+
     /// Waits until the kubelet has ended all streams.
     pub async fn streams_ended(&self) -> Result<()> {
-        until("the kubelet ends the streams", async || {
-            let streams = self.handle.streams.borrow();
-            Ok(streams.iter().all(mpsc::Sender::is_closed))
-        })
-        .await
+        until("the kubelet ends the streams", async || Ok(self.is_alone())).await
     }
 
     /// Waits until no call is under way: those that the kubelet gave up were dropped.
@@ -375,7 +376,9 @@ impl DevicePlugin for Service {
     ) -> Result<Response<AllocateResponse>, Status> {
         let request = request.into_inner();
         self.note(Call::Allocate(request.clone()));
-        (self.script.allocate)(&self.handle, request).map(Response::new)
+        // It may wait for the kubelet.
+        let act = || (self.script.allocate)(&self.handle, request);
+        tokio::task::block_in_place(act).map(Response::new)
     }
 
     async fn pre_start_container(

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use e2e::kubelet::DeviceManager;
 use e2e::oracle::{Container, Kind, RealDeviceManager, Topology};
 use proto::v1beta1::{AllocateResponse, Device, DevicePluginOptions, NumaNode, TopologyInfo};
@@ -345,8 +345,10 @@ pub async fn device_that_vanishes_within_the_call(kubelet: &mut RealDeviceManage
         ..Script::default()
     };
     let _plugin = served(kubelet, RESOURCE, script).await?;
-    let error = kubelet.admit(&ask("pod", 1)).await.err();
-    let told = format!("{:#}", error.context("the kubelet lives")?);
+    let told = match kubelet.admit(&ask("pod", 1)).await {
+        Ok(answer) => bail!("the kubelet lives, and says {answer:?}"),
+        Err(error) => format!("{error:#}"),
+    };
     ensure!(told.contains("invalid memory address"), "{told}");
     Ok(())
 }

@@ -55,14 +55,25 @@ pub async fn end_of_the_older_instance(kubelet: &mut dyn DeviceManager) -> Resul
         counts_become(kubelet, RESOURCE, 2, 0).await?;
         newer.streams_ended().await?;
         same!(newer.watches(), 1);
-        taken(newer.register(RESOURCE).await?)?;
-        return counts_become(kubelet, RESOURCE, 2, 2).await;
+        return back(kubelet, &newer).await;
     }
     settled(kubelet).await?;
     counts_become(kubelet, RESOURCE, 2, 2).await?;
     taken(kubelet.admit(&ask("pod", 1)).await?)?;
     same!(newer.allocations().len(), 1);
     Ok(())
+}
+
+/// Registers again until that lasts: what is left of the last registration may end the new one.
+async fn back(kubelet: &mut dyn DeviceManager, plugin: &Plugin) -> Result<()> {
+    until("the plugin is back", async || {
+        if plugin.is_alone() {
+            taken(plugin.register(RESOURCE).await?)?;
+        }
+        let counts = kubelet.counts(RESOURCE).await?;
+        Ok(counts.is_some_and(|counts| counts.allocatable == 2))
+    })
+    .await
 }
 
 pub async fn end_of_the_newer_instance(kubelet: &mut dyn DeviceManager) -> Result<()> {
@@ -86,7 +97,9 @@ pub async fn end_of_the_newer_instance(kubelet: &mut dyn DeviceManager) -> Resul
 }
 
 pub async fn path_that_is_held(kubelet: &mut dyn DeviceManager) -> Result<()> {
-    let plugin = served(kubelet, RESOURCE, Script::default()).await?;
+    let plugin = Plugin::serve(kubelet.plugin_dir(), "fixed.sock", Script::default())?;
+    taken(plugin.register(RESOURCE).await?)?;
+    counts_become(kubelet, RESOURCE, 2, 2).await?;
     taken(plugin.register("oracle.example.com/other").await?)?;
     counts_become(kubelet, "oracle.example.com/other", 2, 2).await?;
     let answer = plugin.register(RESOURCE).await?;

@@ -7,7 +7,7 @@ use tonic::Status;
 
 use super::{RESOURCE, ask, fresh, refused, same, served, settled, taken};
 use crate::plugin::{Call, Plugin, Script, register};
-use crate::wait::counts_become;
+use crate::wait::{counts_become, until};
 
 pub async fn another_version_is_refused(kubelet: &mut dyn DeviceManager) -> Result<()> {
     let plugin = Plugin::serve(kubelet.plugin_dir(), "p.sock", Script::default())?;
@@ -108,6 +108,21 @@ pub async fn socket_without_a_listener_is_refused(kubelet: &mut dyn DeviceManage
     refused(answer, &["failed to dial device plugin:"])?;
     same!(kubelet.counts(RESOURCE).await?, None);
     Ok(())
+}
+
+pub async fn resource_is_unknown_until_its_first_list(
+    kubelet: &mut dyn DeviceManager,
+) -> Result<()> {
+    let script = Script {
+        is_silent: true,
+        ..Script::default()
+    };
+    let plugin = Plugin::serve(kubelet.plugin_dir(), "p.sock", script)?;
+    taken(plugin.register(RESOURCE).await?)?;
+    until("the list is asked for", async || Ok(plugin.watches() == 1)).await?;
+    same!(kubelet.counts(RESOURCE).await?, None);
+    plugin.send(&[]);
+    counts_become(kubelet, RESOURCE, 0, 0).await
 }
 
 /// An absolute endpoint is no way out of the directory, and `..` is one.
