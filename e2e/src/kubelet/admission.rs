@@ -10,8 +10,10 @@ use proto::v1beta1::{
     AllocateRequest, ContainerAllocateRequest, ContainerAllocateResponse,
     ContainerPreferredAllocationRequest, PreStartContainerRequest, PreferredAllocationRequest,
 };
+use tonic::Status;
 
 use super::device_manager::{Answer, Ask, Counts, DeviceManager, RunOptions};
+use super::dial::Client;
 use super::fake::FakeKubelet;
 use super::locked;
 
@@ -29,11 +31,24 @@ pub(super) struct Holding {
     response: ContainerAllocateResponse,
 }
 
+/// Holds what no container got: a plugin answered, but for no container. It is free again with the
+/// next pod that ends.
+const NOBODY: &str = "";
+
+/// How the kubelet's library tells an error of a plugin.
+fn told(status: &Status) -> String {
+    format!(
+        "rpc error: code = {:?} desc = {}",
+        status.code(),
+        status.message()
+    )
+}
+
 impl FakeKubelet {
     fn free(&self, resource: &str) -> BTreeSet<String> {
         let mut free = self.look(|known| {
             let known = known.resources.get(resource);
-            known.map(super::Known::healthy).unwrap_or_default()
+            known.map(|known| known.healthy.clone()).unwrap_or_default()
         });
         let state = locked(&self.shared.state);
         let held = state.pods.values().flatten();
@@ -57,9 +72,14 @@ impl FakeKubelet {
                     allocation_size: i32::try_from(ask.count).unwrap_or(i32::MAX),
                 }],
             };
-            let mut plugin = self.plugin(resource).await.map_err(|e| format!("{e:#}"))?;
+            let mut plugin = self.connected(resource).await?;
             let answered = plugin.get_preferred_allocation(request).await;
-            let answered = answered.map_err(|status| status.message().to_owned())?;
+            let answered = answered.map_err(|status| {
+                format!(
+                    "device plugin GetPreferredAllocation rpc failed with err: {}",
+                    told(&status)
+                )
+            })?;
             let first = answered.into_inner().container_responses.into_iter().next();
             let preferred = first.map(|one| one.device_i_ds).unwrap_or_default();
             chosen.extend(preferred.into_iter().filter(|id| free.contains(id)));
@@ -73,9 +93,21 @@ impl FakeKubelet {
         Ok(chosen.into_iter().take(ask.count).collect())
     }
 
+    /// The plugin that serves a resource, if it is there.
+    async fn connected(&self, resource: &str) -> Answer<Client> {
+        if self.look(|known| known.endpoint(resource).is_none()) {
+            return Err(format!("endpoint of {resource} has been stopped"));
+        }
+        self.plugin(resource).await.map_err(|e| format!("{e:#}"))
+    }
+
     async fn allocated(&self, ask: &Ask) -> Answer<Holding> {
         let resource = &ask.resource;
-        if self.look(|known| known.endpoint(resource).is_none()) {
+        let is_served = self.look(|known| {
+            let known = known.resources.get(resource);
+            known.is_some_and(|known| !known.healthy.is_empty())
+        });
+        if !is_served {
             return Err(format!(
                 "no healthy devices present; cannot allocate unhealthy devices {resource}"
             ));
@@ -95,19 +127,36 @@ impl FakeKubelet {
                 devices_ids: ids.iter().cloned().collect(),
             }],
         };
-        let mut plugin = self.plugin(resource).await.map_err(|e| format!("{e:#}"))?;
+        let mut plugin = self.connected(resource).await?;
         let answered = plugin.allocate(request).await;
         let answered = answered.map_err(|status| {
-            let told = status.message();
-            format!("Allocate failed due to {told}, which is unexpected")
+            // What nobody holds is found out then.
+            self.release(NOBODY);
+            told(&status)
         })?;
         let first = answered.into_inner().container_responses.into_iter().next();
-        let response = first.ok_or("no containers return in allocation response")?;
-        Ok(Holding {
+        let is_answered = first.is_some();
+        let holding = Holding {
             resource: resource.clone(),
             ids,
-            response,
-        })
+            response: first.unwrap_or_default(),
+        };
+        if is_answered {
+            return Ok(holding);
+        }
+        self.keep(NOBODY, NOBODY, holding);
+        Err("no containers return in allocation response".to_owned())
+    }
+
+    fn keep(&self, pod: &str, container: &str, holding: Holding) {
+        let key = (pod.to_owned(), container.to_owned());
+        let mut state = locked(&self.shared.state);
+        state.pods.entry(key).or_default().push(holding);
+    }
+
+    fn release(&self, pod: &str) {
+        let mut state = locked(&self.shared.state);
+        state.pods.retain(|(of, _), _| of != pod);
     }
 
     async fn prepared(&self, holding: &Holding) -> Answer<()> {
@@ -116,15 +165,19 @@ impl FakeKubelet {
         if !options.is_some_and(|options| options.pre_start_required) {
             return Ok(());
         }
-        let mut plugin = self.plugin(resource).await.map_err(|e| format!("{e:#}"))?;
+        let mut plugin = self.connected(resource).await?;
         let request = PreStartContainerRequest {
             devices_ids: holding.ids.iter().cloned().collect(),
         };
-        match tokio::time::timeout(PRE_START, plugin.pre_start_container(request)).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(status)) => Err(status.message().to_owned()),
-            Err(_) => Err("context deadline exceeded".to_owned()),
-        }
+        let answered = tokio::time::timeout(PRE_START, plugin.pre_start_container(request)).await;
+        let answered = answered
+            .unwrap_or_else(|_| Err(Status::deadline_exceeded("context deadline exceeded")));
+        answered.map(drop).map_err(|status| {
+            format!(
+                "device plugin PreStartContainer rpc failed with err: {}",
+                told(&status)
+            )
+        })
     }
 }
 
@@ -148,21 +201,24 @@ impl DeviceManager for FakeKubelet {
     }
 
     async fn counts(&mut self, resource: &str) -> Result<Option<Counts>> {
-        Ok(self.look(|known| known.resources.get(resource).map(super::Known::counts)))
+        Ok(self.look(|known| known.resources.get(resource).and_then(super::Known::counts)))
     }
 
     async fn healthy(&mut self, resource: &str) -> Result<BTreeSet<String>> {
-        let healthy = self.look(|known| known.resources.get(resource).map(super::Known::healthy));
+        let healthy = self.look(|known| {
+            let known = known.resources.get(resource);
+            known.map(|known| known.healthy.clone())
+        });
         Ok(healthy.unwrap_or_default())
     }
 
     async fn admit(&mut self, ask: &Ask) -> Result<Answer<BTreeSet<String>>> {
-        let allocated = self.allocated(ask).await;
+        let allocated = self.allocated(ask).await.map_err(|why| {
+            format!("UnexpectedAdmissionError: Allocate failed due to {why}, which is unexpected")
+        });
         Ok(allocated.map(|holding| {
             let ids = holding.ids.clone();
-            let key = (ask.pod.clone(), ask.container.clone());
-            let mut state = locked(&self.shared.state);
-            state.pods.entry(key).or_default().push(holding);
+            self.keep(&ask.pod, &ask.container, holding);
             ids
         }))
     }
@@ -193,8 +249,8 @@ impl DeviceManager for FakeKubelet {
     }
 
     async fn remove_pod(&mut self, pod: &str) -> Result<()> {
-        let mut state = locked(&self.shared.state);
-        state.pods.retain(|(of, _), _| of != pod);
+        self.release(pod);
+        self.release(NOBODY);
         Ok(())
     }
 }

@@ -62,6 +62,13 @@ pub(super) struct Shared {
     pub(super) reading: watch::Sender<bool>,
 }
 
+impl Shared {
+    /// A plugin's socket; an absolute endpoint is below the directory, too.
+    pub(super) fn socket_of(&self, endpoint: &str) -> PathBuf {
+        self.directory.join(endpoint.trim_start_matches('/'))
+    }
+}
+
 /// What changes from call to call.
 #[derive(Default)]
 pub(super) struct State {
@@ -237,9 +244,13 @@ impl FakeKubelet {
             state.phantoms.clear();
         }
         self.shared.knowledge.send_modify(|known| {
-            // Registered resources come back from the checkpoint, with nothing.
+            // Resources that had a list come back from the checkpoint, with nothing.
+            known.resources.retain(|_, known| known.is_listed);
             for known in known.resources.values_mut() {
-                *known = Known::default();
+                *known = Known {
+                    is_listed: true,
+                    ..Known::default()
+                };
             }
         });
     }
@@ -332,7 +343,7 @@ impl FakeKubelet {
     pub async fn plugin(&self, resource: &str) -> Result<Client> {
         let endpoint = self.look(|known| known.endpoint(resource).map(str::to_owned));
         let endpoint = endpoint.ok_or_else(|| anyhow!("nobody serves {resource:?}"))?;
-        let path = self.shared.directory.join(endpoint);
+        let path = self.shared.socket_of(&endpoint);
         let client = super::dial(&path).await;
         client.with_context(|| format!("failed to connect to {path:?}"))
     }

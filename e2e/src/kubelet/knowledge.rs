@@ -61,8 +61,14 @@ pub struct Stream {
 pub struct Known {
     /// The socket of the plugin that serves it; empty when disconnected.
     pub endpoint: String,
-    /// Devices and their health. Of a plugin that is gone, all are Unhealthy.
+    /// Devices and what was said last of their health. Of a plugin that is gone, all are Unhealthy.
     pub devices: BTreeMap<String, String>,
+    /// Ids that were said to be healthy.
+    pub healthy: BTreeSet<String>,
+    /// Ids that were said not to be; one list may say both.
+    pub unhealthy: BTreeSet<String>,
+    /// Whether a list has come: what has none is in no status.
+    pub is_listed: bool,
     /// What the plugin said when it registered.
     pub options: DevicePluginOptions,
     /// How many messages the plugin that serves it has sent.
@@ -72,24 +78,34 @@ pub struct Known {
 }
 
 impl Known {
-    /// Ids of the healthy devices.
-    pub fn healthy(&self) -> BTreeSet<String> {
-        let healthy = self
-            .devices
-            .iter()
-            .filter(|(_, health)| *health == "Healthy");
-        healthy.map(|(id, _)| id.clone()).collect()
+    /// A list replaces the one before.
+    pub(super) fn take_in(&mut self, devices: &[Device]) {
+        self.is_listed = true;
+        self.messages += 1;
+        let all = devices.iter();
+        self.devices = all.map(|d| (d.id.clone(), d.health.clone())).collect();
+        let ids = |is_healthy: bool| {
+            let those = devices
+                .iter()
+                .filter(move |device| (device.health == "Healthy") == is_healthy);
+            those.map(|device| device.id.clone()).collect()
+        };
+        self.healthy = ids(true);
+        self.unhealthy = ids(false);
     }
 
-    /// What the node's status says.
-    pub fn counts(&self) -> Counts {
+    /// What the node's status says; nothing if it does not name the resource.
+    pub fn counts(&self) -> Option<Counts> {
+        if !self.is_listed {
+            return None;
+        }
         if self.stopped.is_some_and(|at| at.elapsed() > GRACE) {
-            return Counts::default();
+            return Some(Counts::default());
         }
-        Counts {
-            capacity: self.devices.len(),
-            allocatable: self.healthy().len(),
-        }
+        Some(Counts {
+            capacity: self.healthy.len() + self.unhealthy.len(),
+            allocatable: self.healthy.len(),
+        })
     }
 
     /// The plugin is gone.
@@ -97,6 +113,7 @@ impl Known {
         self.endpoint.clear();
         self.messages = 0;
         self.stopped = Some(Instant::now());
+        self.unhealthy.append(&mut self.healthy);
         for health in self.devices.values_mut() {
             "Unhealthy".clone_into(health);
         }

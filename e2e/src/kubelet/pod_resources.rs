@@ -137,8 +137,8 @@ impl PodResourcesLister for Lister {
         let known = self.knowledge.borrow();
         let resources = known.resources.iter();
         let devices = resources.flat_map(|(resource, known)| {
-            let healthy = known.healthy().into_iter();
-            healthy.map(|id| entry(resource, &id))
+            let healthy = known.healthy.iter();
+            healthy.map(|id| entry(resource, id))
         });
         Ok(Response::new(AllocatableResourcesResponse {
             devices: devices.collect(),

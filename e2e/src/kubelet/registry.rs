@@ -101,15 +101,16 @@ impl Shared {
                 "the ResourceName {resource:?} is invalid"
             )));
         }
-        let key = (resource.clone(), endpoint.clone());
-        self.refuse_what_is_held(&key)?;
-        let path = self.directory.join(&endpoint);
+        let path = self.socket_of(&endpoint);
         let window = locked(&self.state).window;
         let dialled = dial_with_window(&path, window).await;
-        let mut client = dialled
-            .map_err(|error| Status::unknown(format!("failed to dial {path:?}: {error:?}")))?;
+        let mut client = dialled.map_err(|error| {
+            Status::unknown(format!("failed to dial device plugin: {path:?}: {error:?}"))
+        })?;
         let options = self.ask(number, &mut client).await?;
-        let script = self.next_script(&resource);
+        let key = (resource, endpoint);
+        self.refuse_what_is_held(&key)?;
+        let script = self.next_script(&key.0);
         match &script {
             Script::Refuse(why) => return Err(Status::unknown(why)),
             Script::Hang => std::future::pending().await,
@@ -143,7 +144,11 @@ impl Shared {
             return Ok(());
         }
         state.phantoms.insert(key.clone());
-        Err(Status::unknown("device plugin already connected"))
+        let path = self.socket_of(&key.1);
+        Err(Status::unknown(format!(
+            "device plugin already connected: {}",
+            path.display()
+        )))
     }
 
     async fn ask(&self, number: usize, client: &mut Client) -> Result<DevicePluginOptions, Status> {
@@ -257,9 +262,7 @@ impl OpenStream {
         let resource = &self.key.0;
         self.shared.knowledge.send_modify(|all| {
             let known = all.resources.entry(resource.clone()).or_default();
-            known.messages += 1;
-            let devices = message.devices.iter();
-            known.devices = devices.map(|d| (d.id.clone(), d.health.clone())).collect();
+            known.take_in(&message.devices);
             if keeps {
                 all.messages.push(Message {
                     resource: resource.clone(),

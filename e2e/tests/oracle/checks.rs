@@ -61,6 +61,7 @@ pub fn all() -> Vec<(&'static str, Check)> {
         instances::last_message_wins_whoever_sent_it,
         instances::end_of_the_older_instance,
         instances::end_of_the_newer_instance,
+        instances::stream_of_the_forgotten_keeps_feeding,
         instances::path_that_is_held,
         instances::refused_path_is_a_phantom_until_the_kubelet_restarts,
         instances::killed_plugin_comes_back_at_its_path,
@@ -91,7 +92,6 @@ pub fn all() -> Vec<(&'static str, Check)> {
     ];
     let of_the_real = checks![OfTheReal:
         lists::plugin_gone_for_five_minutes_is_forgotten,
-        lists::stream_of_the_forgotten_keeps_feeding,
         lists::vanished_device_is_healthy_in_the_pods_status,
         admission::later_containers_use_the_devices_of_init_containers,
         admission::devices_are_aligned_with_numa_nodes,

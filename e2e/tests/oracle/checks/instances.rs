@@ -5,7 +5,7 @@ use anyhow::Result;
 use e2e::kubelet::DeviceManager;
 
 use super::{RESOURCE, ask, fresh, minor, refused, same, served, settled, taken};
-use crate::plugin::{Plugin, Script, healthy};
+use crate::plugin::{Call, Plugin, Script, healthy};
 use crate::wait::{counts_become, until};
 
 /// The last version of the older model.
@@ -96,6 +96,22 @@ pub async fn end_of_the_newer_instance(kubelet: &mut dyn DeviceManager) -> Resul
     counts_become(kubelet, RESOURCE, 3, 3).await
 }
 
+/// In the older model, the end of the newer instance leaves a stream of the older one behind, of which
+/// the kubelet takes lists, but which gives nothing.
+pub async fn stream_of_the_forgotten_keeps_feeding(kubelet: &mut dyn DeviceManager) -> Result<()> {
+    if minor(kubelet)? > OLDER_MODEL {
+        return Ok(());
+    }
+    let older = served(kubelet, RESOURCE, Script::default()).await?;
+    let newer = served(kubelet, RESOURCE, Script::default()).await?;
+    newer.kill();
+    counts_become(kubelet, RESOURCE, 2, 0).await?;
+    older.send(&healthy(&["a", "b", "c"]));
+    counts_become(kubelet, RESOURCE, 3, 3).await?;
+    let answer = kubelet.admit(&ask("pod", 1)).await?;
+    refused(answer, &["endpoint", "has been stopped"])
+}
+
 pub async fn path_that_is_held(kubelet: &mut dyn DeviceManager) -> Result<()> {
     let plugin = Plugin::serve(kubelet.plugin_dir(), "fixed.sock", Script::default())?;
     taken(plugin.register(RESOURCE).await?)?;
@@ -107,7 +123,12 @@ pub async fn path_that_is_held(kubelet: &mut dyn DeviceManager) -> Result<()> {
         taken(answer)?;
         until("it is watched anew", async || Ok(plugin.watches() == 3)).await?;
     } else {
-        refused(answer, &["device plugin already connected"])?;
+        let path = kubelet.plugin_dir().join("fixed.sock");
+        let told = format!("device plugin already connected: {}", path.display());
+        refused(answer, &[&told])?;
+        // It is asked before it is refused.
+        let calls = plugin.calls().into_iter();
+        same!(calls.filter(|call| *call == Call::Options).count(), 3);
     }
     counts_become(kubelet, RESOURCE, 2, 2).await
 }

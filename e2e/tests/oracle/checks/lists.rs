@@ -130,22 +130,6 @@ pub async fn plugin_gone_for_five_minutes_is_forgotten(
     served(kubelet, RESOURCE, Script::default()).await.map(drop)
 }
 
-/// On 1.36, the end of the newer instance leaves a stream of the older one behind, of which the
-/// kubelet takes lists, but which gives nothing.
-pub async fn stream_of_the_forgotten_keeps_feeding(kubelet: &mut RealDeviceManager) -> Result<()> {
-    if super::minor(kubelet)? > 36 {
-        return Ok(());
-    }
-    let older = served(kubelet, RESOURCE, Script::default()).await?;
-    let newer = served(kubelet, RESOURCE, Script::default()).await?;
-    newer.kill();
-    counts_become(kubelet, RESOURCE, 2, 0).await?;
-    older.send(&healthy(&["a", "b", "c"]));
-    counts_become(kubelet, RESOURCE, 3, 3).await?;
-    let answer = kubelet.admit(&ask("pod", 1)).await?;
-    refused(answer, &["has been stopped"])
-}
-
 pub async fn vanished_device_is_healthy_in_the_pods_status(
     kubelet: &mut RealDeviceManager,
 ) -> Result<()> {
