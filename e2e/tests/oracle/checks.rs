@@ -94,6 +94,7 @@ pub fn all() -> Vec<(&'static str, Check)> {
         lists::plugin_gone_for_five_minutes_is_forgotten,
         lists::vanished_device_is_healthy_in_the_pods_status,
         admission::later_containers_use_the_devices_of_init_containers,
+        admission::sidecars_keep_the_devices_of_init_containers,
         admission::devices_are_aligned_with_numa_nodes,
         admission::device_that_vanishes_within_the_call,
         starting::after_five_minutes_no_container_starts,

@@ -20,6 +20,10 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::checks::Check;
 
+/// How many checks run at once: most of their time they wait, and the longest for 30 s; with half of
+/// it all of them take twice as long, with more they are in each other's way on two cores.
+const THREADS: usize = 8;
+
 /// A kubelet that the checks meet.
 #[derive(Clone)]
 enum Subject {
@@ -31,7 +35,8 @@ enum Subject {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(THREADS);
     match trials(&arguments) {
         Ok(trials) => libtest_mimic::run(&arguments, trials).exit_code(),
         Err(error) => {

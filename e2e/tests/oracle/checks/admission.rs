@@ -233,52 +233,52 @@ pub async fn failed_preference_refuses_the_pod(kubelet: &mut dyn DeviceManager) 
     Ok(())
 }
 
+fn container(name: &str, kind: Kind, count: usize) -> Container {
+    Container::new(name, kind, RESOURCE, count)
+}
+
+async fn held(kubelet: &RealDeviceManager, pod: &str, container: &str) -> Result<Vec<String>> {
+    let mut held = kubelet.held(pod, container).await?;
+    Ok(ids(held.remove(RESOURCE).unwrap_or_default()))
+}
+
 pub async fn later_containers_use_the_devices_of_init_containers(
     kubelet: &mut RealDeviceManager,
 ) -> Result<()> {
-    let plugin = served(kubelet, RESOURCE, choosy(|| Ok(words(&["a", "b"])))).await?;
-    let of = |name, kind, count| Container::new(name, kind, RESOURCE, count);
+    let plugin = served(kubelet, RESOURCE, choosy(|| Ok(Vec::new()))).await?;
     let pod = vec![
-        of("prepare", Kind::Init, 1),
-        of("beside", Kind::Sidecar, 1),
-        of("main", Kind::App, 2),
+        container("prepare", Kind::Init, 1),
+        container("main", Kind::App, 2),
     ];
     taken(kubelet.admit_pod("pod", pod).await?)?;
-    let mut held = Vec::new();
-    for container in ["prepare", "beside", "main"] {
-        let mut devices = kubelet.held("pod", container).await?;
-        held.push(ids(devices.remove(RESOURCE).unwrap_or_default()));
-    }
-    // What the first one has is the sidecar's too, and stays with it.
-    same!(held[0], held[1]);
-    ensure!(!held[2].contains(&held[1].concat()), "{held:?}");
-    let calls = plugin.allocations().into_iter().flatten().map(ids);
-    same!(calls.collect::<Vec<_>>(), held);
-
-    // Without one beside, the last one has what the first one had.
-    kubelet.remove_pod("pod").await?;
-    let pod = vec![of("prepare", Kind::Init, 1), of("main", Kind::App, 2)];
-    taken(kubelet.admit_pod("next", pod).await?)?;
-    let first = ids(kubelet
-        .held("next", "prepare")
-        .await?
-        .remove(RESOURCE)
-        .unwrap_or_default());
-    let last = kubelet
-        .held("next", "main")
-        .await?
-        .remove(RESOURCE)
-        .unwrap_or_default();
+    let first = held(kubelet, "pod", "prepare").await?;
+    let last = held(kubelet, "pod", "main").await?;
     ensure!(last.contains(&first.concat()), "{first:?}, {last:?}");
+    let calls = plugin.allocations().into_iter().flatten().map(ids);
+    same!(calls.collect::<Vec<_>>(), [first.clone(), last]);
     let asked = plugin.preferences().pop().context("not asked")?;
-    let asked = asked
-        .container_requests
-        .into_iter()
-        .next()
-        .context("not asked")?;
+    let asked = asked.container_requests.into_iter().next();
+    let asked = asked.context("asked for nothing")?;
     same!(asked.must_include_device_i_ds, first);
     same!(asked.allocation_size, 2);
     same!(ids(asked.available_device_i_ds), ["a", "b", "c", "d"]);
+    Ok(())
+}
+
+pub async fn sidecars_keep_the_devices_of_init_containers(
+    kubelet: &mut RealDeviceManager,
+) -> Result<()> {
+    let _plugin = served(kubelet, RESOURCE, choosy(|| Ok(Vec::new()))).await?;
+    let pod = vec![
+        container("prepare", Kind::Init, 1),
+        container("beside", Kind::Sidecar, 1),
+        container("main", Kind::App, 2),
+    ];
+    taken(kubelet.admit_pod("pod", pod).await?)?;
+    let beside = held(kubelet, "pod", "beside").await?;
+    same!(held(kubelet, "pod", "prepare").await?, beside);
+    let last = held(kubelet, "pod", "main").await?;
+    ensure!(!last.contains(&beside.concat()), "{beside:?}, {last:?}");
     Ok(())
 }
 
