@@ -80,6 +80,9 @@ pub(super) struct State {
     /// Endpoints whose end will not be noticed: 1.37 forgets the client of a path that is registered
     /// twice.
     pub(super) phantoms: BTreeSet<Key>,
+    /// Resources without a client: up to 1.36 a kubelet has one of each, and forgets it when any
+    /// registration fails and when any stream ends. It notices no end after that.
+    pub(super) forgotten: BTreeSet<String>,
     pub(super) pods: Pods,
     pub(super) window: Option<u32>,
     pub(super) forgets_messages: bool,
@@ -242,6 +245,7 @@ impl FakeKubelet {
             let mut state = locked(&self.shared.state);
             state.streams.clear();
             state.phantoms.clear();
+            state.forgotten.clear();
         }
         self.shared.knowledge.send_modify(|known| {
             // Resources that had a list come back from the checkpoint, with nothing.

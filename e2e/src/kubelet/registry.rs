@@ -101,14 +101,24 @@ impl Shared {
                 "the ResourceName {resource:?} is invalid"
             )));
         }
-        let path = self.socket_of(&endpoint);
+        // Whoever calls is the resource's client from here on.
+        locked(&self.state).forgotten.remove(&resource);
+        let key = (resource.clone(), endpoint);
+        let taken = self.clone().take_on(number, key).await;
+        if taken.is_err() {
+            locked(&self.state).forgotten.insert(resource);
+        }
+        taken
+    }
+
+    async fn take_on(self: Arc<Self>, number: usize, key: Key) -> Result<Option<Plugin>, Status> {
+        let path = self.socket_of(&key.1);
         let window = locked(&self.state).window;
         let dialled = dial_with_window(&path, window).await;
         let mut client = dialled.map_err(|error| {
             Status::unknown(format!("failed to dial device plugin: {path:?}: {error:?}"))
         })?;
         let options = self.ask(number, &mut client).await?;
-        let key = (resource, endpoint);
         self.refuse_what_is_held(&key)?;
         let script = self.next_script(&key.0);
         match &script {
@@ -281,7 +291,10 @@ impl Drop for OpenStream {
         let mut state = locked(&self.shared.state);
         // A kubelet that was restarted meanwhile knows nothing of this stream.
         let is_known = state.streams.remove(&self.key).is_some();
-        let is_phantom = state.phantoms.contains(&self.key);
+        let is_phantom = match self.shared.model {
+            Model::V1_36 => state.forgotten.contains(resource),
+            Model::V1_37 => state.phantoms.contains(&self.key),
+        };
         let others = state.streams.keys().chain(&state.phantoms);
         let mut others = others.filter(|key| key.0 == *resource && *key != &self.key);
         let other = others.next().map(|(_, endpoint)| endpoint.clone());
@@ -294,12 +307,12 @@ impl Drop for OpenStream {
                 return;
             };
             match self.shared.model {
+                Model::V1_36 | Model::V1_37 if is_phantom => {}
                 // Whoever registered last is looked up, and disconnected.
                 Model::V1_36 => {
                     disconnected = Some(known.endpoint.clone());
                     known.disconnect();
                 }
-                Model::V1_37 if is_phantom => {}
                 Model::V1_37 => {
                     disconnected = Some(endpoint.clone());
                     if known.endpoint == *endpoint {
@@ -315,6 +328,7 @@ impl Drop for OpenStream {
         let Some(disconnected) = disconnected else {
             return;
         };
+        state.forgotten.insert(resource.clone());
         let disconnected = (resource.clone(), disconnected);
         state.clients.remove(&disconnected);
         if let Some(stream) = state.streams.get(&disconnected) {

@@ -62,6 +62,7 @@ pub fn all() -> Vec<(&'static str, Check)> {
         instances::end_of_the_older_instance,
         instances::end_of_the_newer_instance,
         instances::stream_of_the_forgotten_keeps_feeding,
+        instances::failed_registration_beside_a_plugin,
         instances::path_that_is_held,
         instances::refused_path_is_a_phantom_until_the_kubelet_restarts,
         instances::killed_plugin_comes_back_at_its_path,

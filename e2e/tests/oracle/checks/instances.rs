@@ -3,8 +3,10 @@
 
 use anyhow::Result;
 use e2e::kubelet::DeviceManager;
+use tonic::Status;
 
 use super::{RESOURCE, ask, fresh, minor, refused, same, served, settled, taken};
+
 use crate::plugin::{Call, Plugin, Script, healthy};
 use crate::wait::{counts_become, until};
 
@@ -110,6 +112,27 @@ pub async fn stream_of_the_forgotten_keeps_feeding(kubelet: &mut dyn DeviceManag
     counts_become(kubelet, RESOURCE, 3, 3).await?;
     let answer = kubelet.admit(&ask("pod", 1)).await?;
     refused(answer, &["endpoint", "has been stopped"])
+}
+
+/// In the older model, a registration that fails makes the kubelet forget who serves the resource: its
+/// end goes unnoticed until the next registration.
+pub async fn failed_registration_beside_a_plugin(kubelet: &mut dyn DeviceManager) -> Result<()> {
+    let plugin = served(kubelet, RESOURCE, Script::default()).await?;
+    let script = Script {
+        options: Err(Status::internal("no options today")),
+        ..Script::default()
+    };
+    let other = Plugin::serve(kubelet.plugin_dir(), &fresh(), script)?;
+    refused(other.register(RESOURCE).await?, &["no options today"])?;
+    taken(kubelet.admit(&ask("pod", 1)).await?)?;
+    same!(plugin.allocations().len(), 1);
+    plugin.kill();
+    if minor(kubelet)? <= OLDER_MODEL {
+        settled(kubelet).await?;
+        counts_become(kubelet, RESOURCE, 2, 2).await?;
+        served(kubelet, RESOURCE, Script::default()).await?.kill();
+    }
+    counts_become(kubelet, RESOURCE, 2, 0).await
 }
 
 pub async fn path_that_is_held(kubelet: &mut dyn DeviceManager) -> Result<()> {
