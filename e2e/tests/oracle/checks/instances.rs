@@ -66,11 +66,12 @@ pub async fn end_of_the_older_instance(kubelet: &mut dyn DeviceManager) -> Resul
     Ok(())
 }
 
-/// Registers again until that lasts: what is left of the last registration may end the new one.
+/// Registers again until that lasts: what is left of the last registration may end the new one, even
+/// within the call.
 async fn back(kubelet: &mut dyn DeviceManager, plugin: &Plugin) -> Result<()> {
     until("the plugin is back", async || {
         if plugin.is_alone() {
-            taken(plugin.register(RESOURCE).await?)?;
+            let _refused_or_not = plugin.register(RESOURCE).await?;
         }
         let counts = kubelet.counts(RESOURCE).await?;
         Ok(counts.is_some_and(|counts| counts.allocatable == 2))
