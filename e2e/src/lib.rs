@@ -9,6 +9,7 @@
 pub mod bench;
 pub mod cluster;
 pub mod command;
+pub mod conformance;
 pub mod images;
 pub mod kubelet;
 pub mod oci;

@@ -1,0 +1,540 @@
+//! One node for one check: directories, a kubelet, the plugin, and what is done to its devices.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::Command;
+
+use super::driver::{Action, Driver, Feature};
+use super::hook::Hook;
+use super::process::PluginProcess;
+use super::verdict::{Failed, Verdict, mismatch};
+use crate::kubelet::{Client, FakeKubelet, Held, Knowledge, Model, PodResourcesServer};
+
+/// How long a command of the caller's may take.
+const COMMAND: Duration = Duration::from_secs(60);
+
+/// How long a plugin may take to be served with its devices where that is not what is judged.
+const READY: Duration = Duration::from_secs(10);
+
+/// How long a plugin may take to end where that is not what is judged: what a pod is given.
+const END: Duration = Duration::from_secs(30);
+
+/// The node.
+pub struct Rig {
+    home: PathBuf,
+    /// Its kubelet. It runs once a check says so.
+    pub kubelet: FakeKubelet,
+    /// What containers hold.
+    pub pods: PodResourcesServer,
+    /// Added to every limit: how late a busy machine may be.
+    pub slack: Duration,
+    /// What was left out, for whoever reads the result.
+    pub notes: Vec<String>,
+    driver: Driver,
+    plugins: Vec<PluginProcess>,
+    wrapper: Vec<String>,
+    is_set_up: bool,
+    starts: usize,
+    hook: Option<Hook>,
+}
+
+impl Rig {
+    /// A node in an empty directory.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn new(home: &Path, driver: &Driver, model: Model, slack: Duration) -> Result<Self> {
+        let made = std::fs::create_dir_all(home);
+        made.with_context(|| format!("failed to make {home:?}"))?;
+        let kubelet = FakeKubelet::stopped(&home.join("p"), model);
+        let pods = PodResourcesServer::start(&home.join("r"), &kubelet)?;
+        kubelet.make_directory()?;
+        Ok(Self {
+            home: home.to_owned(),
+            kubelet,
+            pods,
+            slack,
+            notes: Vec::new(),
+            driver: driver.clone(),
+            plugins: Vec::new(),
+            wrapper: Vec::new(),
+            is_set_up: false,
+            starts: 0,
+            hook: None,
+        })
+    }
+
+    /// Starts the plugin in another way from now on.
+    ///
+    /// # Errors
+    /// When the driver does not know it.
+    pub fn feature(&mut self, feature: Feature) -> Verdict {
+        let changed = self.driver.with(feature);
+        self.driver = changed.ok_or_else(|| missing_feature(feature))?;
+        if feature == Feature::PreStart {
+            self.hook = Some(Hook::make(&self.home.join("h"))?);
+        }
+        Ok(())
+    }
+
+    /// Fails unless something can be done.
+    ///
+    /// # Errors
+    /// When the driver does not know it.
+    pub fn needs(&self, action: Action) -> Verdict {
+        if self.can(action) {
+            return Ok(());
+        }
+        Err(Failed::Missing(format!("action `{action}`")))
+    }
+
+    /// Whether something can be done.
+    pub fn can(&self, action: Action) -> bool {
+        self.driver.actions.contains_key(&action)
+    }
+
+    /// The driver as it is in this check.
+    pub fn driver(&self) -> &Driver {
+        &self.driver
+    }
+
+    /// Fills in a placeholder from now on.
+    pub fn place(&mut self, name: &str, value: impl Into<String>) {
+        self.driver.places.insert(name.to_owned(), value.into());
+    }
+
+    /// What the plugin is started by, in place of the suite.
+    pub fn wrap(&mut self, wrapper: &[&str]) {
+        self.wrapper = wrapper.iter().map(|&word| word.to_owned()).collect();
+    }
+
+    /// The resource that is looked at.
+    pub fn resource(&self) -> String {
+        self.driver.resource.clone()
+    }
+
+    /// Another resource is served by what is started from now on.
+    pub fn rename(&mut self, resource: &str) {
+        resource.clone_into(&mut self.driver.resource);
+        self.is_set_up = false;
+    }
+
+    /// The second resource of a plugin that serves two.
+    pub fn second(&self) -> String {
+        self.driver
+            .places
+            .get("second")
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    /// The program that a plugin runs before a container starts.
+    ///
+    /// # Errors
+    /// When the plugin was not started with one.
+    pub fn hook(&self) -> Result<&Hook> {
+        self.hook.as_ref().context("the check uses no hook")
+    }
+
+    /// Where things are.
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
+    /// A limit of so many seconds, and what a busy machine needs.
+    pub fn seconds(&self, seconds: u64) -> Duration {
+        Duration::from_secs(seconds) + self.slack
+    }
+
+    /// How long a change of a device may take to be told.
+    pub fn detection(&self) -> Duration {
+        self.seconds(self.driver.detection_seconds + 1)
+    }
+
+    /// Where a host path of the plugin's is here.
+    pub fn here(&self, host_path: &str) -> PathBuf {
+        let places = self.places(self.starts);
+        for (from, to) in &self.driver.host_paths {
+            if let Some(rest) = host_path.strip_prefix(from.as_str()) {
+                let to = self.driver.filled(to, &places);
+                return PathBuf::from(format!("{to}{rest}"));
+            }
+        }
+        PathBuf::from(host_path)
+    }
+
+    /// What the placeholders stand for, for what belongs to an instance of the plugin.
+    fn places(&self, instance: usize) -> BTreeMap<String, String> {
+        let at = |name: &str| self.home.join(name).to_string_lossy().into_owned();
+        let mut places = BTreeMap::from([
+            ("home".to_owned(), at("")),
+            ("plugin_dir".to_owned(), at("p")),
+            ("pod_resources_dir".to_owned(), at("r")),
+            ("cdi_dir".to_owned(), at("c")),
+            ("log".to_owned(), self.log(instance).display().to_string()),
+            ("instance".to_owned(), instance.to_string()),
+            ("count".to_owned(), "4".to_owned()),
+        ]);
+        if let Ok(program) = std::env::current_exe() {
+            places.insert("suite".to_owned(), program.to_string_lossy().into_owned());
+        }
+        if let Some(hook) = &self.hook {
+            places.insert(
+                "hook".to_owned(),
+                hook.path().to_string_lossy().into_owned(),
+            );
+        }
+        places.insert("resource".to_owned(), self.driver.resource.clone());
+        if let Some(home) = places.get_mut("home") {
+            // Joined with nothing it ends in a slash.
+            *home = home.trim_end_matches('/').to_owned();
+        }
+        places
+    }
+
+    fn log(&self, number: usize) -> PathBuf {
+        self.home.join(format!("plugin-{number}.log"))
+    }
+
+    /// Has something done to a device.
+    ///
+    /// # Errors
+    /// When the driver does not know how, or its command fails.
+    pub async fn act(&self, action: Action, device: usize) -> Verdict {
+        self.act_with(action, &[("device", &device.to_string())])
+            .await
+    }
+
+    /// Has something done, with more placeholders.
+    ///
+    /// # Errors
+    /// When the driver does not know how, or its command fails.
+    pub async fn act_with(&self, action: Action, more: &[(&str, &str)]) -> Verdict {
+        self.needs(action)?;
+        let text = self.driver.actions.get(&action).cloned();
+        self.shell(&text.unwrap_or_default(), self.starts, more)
+            .await
+            .with_context(|| format!("action `{action}`"))?;
+        Ok(())
+    }
+
+    async fn shell(&self, text: &str, instance: usize, more: &[(&str, &str)]) -> Result<()> {
+        let mut places = self.places(instance);
+        for (name, value) in more {
+            places.insert((*name).to_owned(), (*value).to_owned());
+        }
+        let text = self.driver.filled(text, &places);
+        let mut command = Command::new("/bin/sh");
+        command.arg("-ec").arg(&text).current_dir(&self.home);
+        command.kill_on_drop(true).stdin(Stdio::null());
+        for (name, value) in &self.driver.environment {
+            command.env(name, self.driver.filled(value, &places));
+        }
+        let ended = tokio::time::timeout(COMMAND, command.output()).await;
+        let output = ended.map_err(|_| anyhow!("not done within {COMMAND:?}: {text}"))??;
+        if !output.status.success() {
+            let told = String::from_utf8_lossy(&output.stderr);
+            bail!("{text:?} ended with {}: {}", output.status, told.trim());
+        }
+        Ok(())
+    }
+
+    /// Makes the plugin's world ready for its first start. Whoever adds devices calls it.
+    ///
+    /// # Errors
+    /// When the driver's command fails.
+    pub async fn set_up(&mut self) -> Verdict {
+        if !std::mem::replace(&mut self.is_set_up, true) {
+            let setup = self.driver.setup.clone();
+            let set_up = self.shell(&setup, self.starts + 1, &[]).await;
+            set_up.context("the driver's setup")?;
+        }
+        Ok(())
+    }
+
+    /// Sees to it that there are so many devices before the plugin starts.
+    ///
+    /// # Errors
+    /// When the driver cannot make as many.
+    pub async fn plug(&mut self, devices: usize) -> Verdict {
+        self.set_up().await?;
+        if self.driver.devices >= devices {
+            return Ok(());
+        }
+        if !self.can(Action::AddDevice) {
+            return Err(Failed::Missing(format!(
+                "{devices} devices: action `add-device`, or `devices` of at least {devices}"
+            )));
+        }
+        for device in 0..devices {
+            self.act(Action::AddDevice, device).await?;
+        }
+        Ok(())
+    }
+
+    /// Starts an instance of the plugin, beside those that run.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn start(&mut self) -> Verdict {
+        self.set_up().await?;
+        self.starts += 1;
+        let places = self.places(self.starts);
+        let filled = |text: &String| self.driver.filled(text, &places);
+        let words = self.wrapper.iter().cloned();
+        let words: Vec<String> = words
+            .chain(self.driver.command.iter().map(filled))
+            .collect();
+        let (program, arguments) = words.split_first().context("no command to start")?;
+        let mut command = Command::new(program);
+        command.args(arguments).current_dir(&self.home);
+        for (name, value) in &self.driver.environment {
+            command.env(name, self.driver.filled(value, &places));
+        }
+        let process = PluginProcess::start(&mut command, &self.log(self.starts))?;
+        self.plugins.push(process);
+        Ok(())
+    }
+
+    /// A kubelet that runs, so many devices, the plugin, and its list at the kubelet.
+    ///
+    /// # Errors
+    /// When the plugin does not come so far.
+    pub async fn serve(&mut self, devices: usize) -> Verdict<Vec<String>> {
+        self.plug(devices).await?;
+        self.kubelet.run()?;
+        self.start().await?;
+        self.served(devices).await
+    }
+
+    /// Waits until the kubelet has at least so many healthy devices, and returns their ids.
+    ///
+    /// # Errors
+    /// When that is not so in time.
+    pub async fn served(&mut self, devices: usize) -> Verdict<Vec<String>> {
+        let resource = self.resource();
+        let expected = format!("{resource} is served with {devices} healthy devices");
+        let limit = READY + self.slack;
+        self.until(limit, &expected, |known| {
+            let healthy = known.resources.get(&resource)?.healthy();
+            let ready = known.is_served(&resource) && healthy.len() >= devices;
+            ready.then(|| healthy.into_iter().collect())
+        })
+        .await
+    }
+
+    /// Adds a device and waits for what is new in the list.
+    ///
+    /// # Errors
+    /// When nothing new comes in time.
+    pub async fn learn(&mut self, device: usize) -> Verdict<String> {
+        let resource = self.resource();
+        let before: BTreeSet<String> = self.ids();
+        self.act(Action::AddDevice, device).await?;
+        let limit = READY + self.slack;
+        let expected = format!("device number {device} is listed once it appears");
+        self.until(limit, &expected, |known| {
+            let devices = known.devices(&resource);
+            devices.into_keys().find(|id| !before.contains(id))
+        })
+        .await
+    }
+
+    /// Ids in the last list.
+    pub fn ids(&self) -> BTreeSet<String> {
+        let resource = self.resource();
+        self.kubelet
+            .look(|known| known.devices(&resource).into_keys().collect())
+    }
+
+    /// Waits until something is known.
+    ///
+    /// # Errors
+    /// When it is not in time.
+    pub async fn until<T>(
+        &mut self,
+        limit: Duration,
+        expected: &str,
+        found: impl FnMut(&Knowledge) -> Option<T>,
+    ) -> Verdict<T> {
+        match self.kubelet.until(limit, found).await {
+            Some(found) => Ok(found),
+            None => {
+                let expected = format!("{expected}, within {limit:?}");
+                Err(mismatch(expected, self.seen()))
+            }
+        }
+    }
+
+    /// Waits until something is true that nobody announces.
+    ///
+    /// # Errors
+    /// When it is not in time.
+    pub async fn until_true(
+        &mut self,
+        limit: Duration,
+        expected: &str,
+        mut is: impl FnMut(&mut Self) -> bool,
+    ) -> Verdict {
+        let end = Instant::now() + limit;
+        let mut turn = tokio::time::interval(Duration::from_millis(10));
+        while !is(self) {
+            if Instant::now() > end {
+                let expected = format!("{expected}, within {limit:?}");
+                return Err(mismatch(expected, self.seen()));
+            }
+            turn.tick().await;
+        }
+        Ok(())
+    }
+
+    /// Waits for the next registration of the resource after so many.
+    ///
+    /// # Errors
+    /// When it does not come in time.
+    pub async fn registered(&mut self, after: usize, limit: Duration) -> Verdict {
+        let resource = self.resource();
+        let expected = format!("a Register call for {resource}, after {after} of them");
+        self.until(limit, &expected, |known| {
+            (known.calls_of(&resource).len() > after).then_some(())
+        })
+        .await
+    }
+
+    /// How many `Register` calls there were for the resource.
+    pub fn calls(&self) -> usize {
+        let resource = self.resource();
+        self.kubelet.look(|known| known.calls_of(&resource).len())
+    }
+
+    /// Lets time pass in which nothing should happen. Only where that silence is what is judged.
+    pub async fn silence(&self, time: Duration) {
+        tokio::time::sleep(time).await;
+    }
+
+    /// The newest instance of the plugin.
+    ///
+    /// # Errors
+    /// When none was started.
+    pub fn plugin(&mut self) -> Result<&mut PluginProcess> {
+        self.plugins.last_mut().context("no plugin was started")
+    }
+
+    /// An instance of the plugin, the first being 0.
+    ///
+    /// # Errors
+    /// When it was not started.
+    pub fn instance(&mut self, number: usize) -> Result<&mut PluginProcess> {
+        let instance = self.plugins.get_mut(number);
+        instance.with_context(|| format!("instance {number} was not started"))
+    }
+
+    /// Tells the newest instance to end, waits for that, and forgets it.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub async fn end(&mut self) -> Verdict {
+        let mut plugin = self.plugins.pop().context("no plugin runs")?;
+        plugin.signal(Signal::TERM);
+        if plugin.wait(END).await.is_none() {
+            let expected = format!("the plugin ends within {END:?} of SIGTERM");
+            return Err(mismatch(expected, plugin.shown()));
+        }
+        Ok(())
+    }
+
+    /// A client of the plugin that serves the resource.
+    ///
+    /// # Errors
+    /// When nobody does.
+    pub async fn client(&mut self) -> Verdict<Client> {
+        let resource = self.resource();
+        let client = self.kubelet.plugin(&resource).await;
+        client.map_err(|error| {
+            let expected = format!("a plugin answers at the socket registered for {resource}");
+            mismatch(expected, format!("{error:#}"))
+        })
+    }
+
+    /// Containers hold these devices of the resource from now on.
+    pub fn hold(&self, ids: &[&str]) {
+        let held = ids.iter().map(|id| Held {
+            pod: "conformance".to_owned(),
+            container: "container".to_owned(),
+            resource: self.resource(),
+            id: (*id).to_owned(),
+        });
+        self.pods.hold(held.collect());
+    }
+
+    /// What there is to see, for messages.
+    pub fn seen(&mut self) -> String {
+        let known = self.kubelet.look(shown);
+        let plugins = self.plugins.iter_mut();
+        let plugins: Vec<String> = plugins.map(PluginProcess::shown).collect();
+        format!("{known}; plugin: {}", plugins.join("; plugin: "))
+    }
+}
+
+fn missing_feature(feature: Feature) -> Failed {
+    Failed::Missing(format!("feature `{feature}`"))
+}
+
+/// What a kubelet knows, in one line.
+fn shown(known: &Knowledge) -> String {
+    let mut parts = Vec::new();
+    let calls = known.calls.len();
+    let last = known.calls.last().map(|call| {
+        let answer = match &call.answer {
+            None => "not answered".to_owned(),
+            Some((_, Ok(()))) => "accepted".to_owned(),
+            Some((_, Err(why))) => format!("refused: {why}"),
+        };
+        let request = &call.request;
+        format!(
+            ", the last for {:?} at {:?} {answer}",
+            request.resource_name, request.endpoint
+        )
+    });
+    parts.push(format!(
+        "{calls} Register calls{}",
+        last.unwrap_or_default()
+    ));
+    if let Some(stream) = known.streams.last() {
+        let state = match &stream.ended {
+            None => "open".to_owned(),
+            Some((_, why)) => format!("ended ({why})"),
+        };
+        parts.push(format!("{} streams, the last {state}", known.streams.len()));
+    }
+    for (name, resource) in &known.resources {
+        let devices = resource.devices.iter().take(8);
+        let devices: Vec<String> = devices
+            .map(|(id, health)| format!("{id} {health}"))
+            .collect();
+        let (count, listed) = (resource.devices.len(), devices.join(", "));
+        parts.push(format!("{name} has {count} devices [{listed}]"));
+    }
+    parts.join("; ")
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let runs = self.hook.as_ref().map(Hook::runs).unwrap_or_default();
+        for run in runs.iter().filter(|run| run.ended.is_none()) {
+            // Those are ours, wherever the plugin has put them.
+            for pid in [Some(run.pid), run.child].into_iter().flatten() {
+                if super::hook::is_ours(pid, &self.home)
+                    && let Some(pid) = Pid::from_raw(pid)
+                {
+                    let _ended = kill_process(pid, Signal::KILL);
+                }
+            }
+        }
+    }
+}
