@@ -18,3 +18,4 @@ pub mod parts;
 pub mod preflight;
 pub mod product;
 pub mod progress;
+pub mod scripted_plugin;
