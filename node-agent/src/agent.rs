@@ -11,7 +11,9 @@ use node_agent_core::advertised::Sharing;
 use node_agent_core::care::Care;
 use node_agent_core::preferred::is_offered;
 use node_agent_core::report::Identity;
+use node_agent_core::resource_name;
 use node_agent_core::role::InitialRole;
+use node_agent_core::seen::Standing;
 use node_agent_core::work::{Probes, Rules};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
@@ -145,6 +147,12 @@ pub async fn run(agent: Agent, stop: Stop) -> Result<()> {
     }
     let mut displaced = BTreeMap::new();
     for resource in config.resources {
+        if let Some(problem) = resource_name::problem(&resource.name) {
+            tracing::error!(resource = resource.name, problem, "never registered");
+            let refused = Standing::Refused(problem);
+            common.board.standing(&resource.name, refused);
+            continue;
+        }
         let again = Arc::new(Notify::new());
         common.start(&resource, again.clone(), &mut tasks, &stop);
         displaced.insert(resource.name, again);

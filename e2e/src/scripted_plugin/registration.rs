@@ -54,6 +54,7 @@ struct Served {
     streams: watch::Receiver<(usize, usize)>,
     task: JoinHandle<()>,
     leaves: bool,
+    _open: watch::Sender<()>,
 }
 
 impl Served {
@@ -73,9 +74,11 @@ impl Served {
         let listener = UnixListener::bind(&path).with_context(|| format!("failed at {path:?}"))?;
         let inode = fs::symlink_metadata(&path).ok().map(|found| found.ino());
         let (streams, seen) = watch::channel((0, 0));
+        let (open, closing) = watch::channel(());
         let service = DevicePluginServer::new(Service {
             resource: resource.clone(),
             streams,
+            closing,
         });
         let largest = match resource.has(Fault::SmallRequests) {
             true => 4 << 20,
@@ -83,7 +86,7 @@ impl Served {
         };
         let service = service.max_decoding_message_size(largest);
         let delay = match resource.has(Fault::ServesLate) {
-            true => Duration::from_secs(8),
+            true => Duration::from_secs(12),
             false => Duration::ZERO,
         };
         let task = tokio::spawn(async move {
@@ -102,6 +105,7 @@ impl Served {
             streams: seen,
             task,
             leaves: resource.has(Fault::LeavesSocket),
+            _open: open,
         })
     }
 

@@ -206,6 +206,8 @@ pub struct Service {
     pub resource: Arc<Resource>,
     /// How many streams were opened, and how many are open.
     pub streams: watch::Sender<(usize, usize)>,
+    /// Closed when the server is.
+    pub closing: watch::Receiver<()>,
 }
 
 type Messages = Pin<Box<dyn Stream<Item = Result<ListAndWatchResponse, Status>> + Send>>;
@@ -223,20 +225,25 @@ impl DevicePlugin for Service {
 
     async fn list_and_watch(&self, _request: Request<Empty>) -> Result<Response<Messages>, Status> {
         let resource = self.resource.clone();
-        self.streams.send_modify(|(opened, _)| *opened += 1);
+        self.streams.send_modify(|(opened, open)| {
+            *opened += 1;
+            *open += 1;
+        });
         let number = self.streams.borrow().0;
         if resource.has(Fault::UnboundedQueue) {
             let (sender, receiver) = mpsc::unbounded_channel();
             tokio::spawn(flood(resource, sender));
             let messages = UnboundedReceiverStream::new(receiver);
-            self.streams.send_modify(|(_, open)| *open += 1);
             return Ok(Response::new(Box::pin(messages)));
         }
         let (sender, receiver) = mpsc::channel(1);
-        let streams = self.streams.clone();
+        let (streams, mut closing) = (self.streams.clone(), self.closing.clone());
         tokio::spawn(async move {
-            streams.send_modify(|(_, open)| *open += 1);
-            send(&resource, &sender, streams.subscribe(), number).await;
+            tokio::select! {
+                () = send(&resource, &sender, streams.subscribe(), number) => {}
+                // Nothing is ever sent: it is closed.
+                _closed = closing.changed() => {}
+            }
             streams.send_modify(|(_, open)| *open -= 1);
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))

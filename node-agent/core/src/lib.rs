@@ -29,6 +29,7 @@ pub mod preferred;
 pub mod preflight;
 pub mod registration;
 pub mod report;
+pub mod resource_name;
 pub mod role;
 pub mod rule;
 pub mod seen;
