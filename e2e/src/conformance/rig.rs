@@ -12,7 +12,7 @@ use tokio::process::Command;
 use super::driver::{Action, Driver, Feature};
 use super::hook::Hook;
 use super::process::PluginProcess;
-use super::verdict::{Failed, Verdict, mismatch};
+use super::verdict::{Failed, Verdict, demand, mismatch};
 use crate::kubelet::{Client, FakeKubelet, Held, Knowledge, Model, PodResourcesServer};
 
 /// How long a command of the caller's may take.
@@ -459,6 +459,24 @@ impl Rig {
             let expected = format!("a plugin answers at the socket registered for {resource}");
             mismatch(expected, format!("{error:#}"))
         })
+    }
+
+    /// Fails if a stream of the resource has ended, or none is open.
+    ///
+    /// # Errors
+    /// Unless one stream was opened, and goes on.
+    pub fn stream_goes_on(&mut self, meanwhile: &str) -> Verdict {
+        let resource = self.resource();
+        let goes_on = self.kubelet.look(|known| {
+            let mut streams = known.streams.iter();
+            let ended = streams.any(|one| one.resource == resource && one.ended.is_some());
+            known.open_streams(&resource) == 1 && !ended
+        });
+        demand(
+            goes_on,
+            format!("the first stream goes on {meanwhile}"),
+            self.seen(),
+        )
     }
 
     /// Containers hold these devices of the resource from now on.

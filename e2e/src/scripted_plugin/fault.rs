@@ -64,7 +64,7 @@ faults! {
     UnboundedQueue "Keeps every list for a reader who is slow." [39];
     NegativeNode "Tells of NUMA node -1." [40];
     EndsStreamOnError "Ends its stream when it cannot look for devices." [41];
-    WrongDevice "Gives the first device, whatever was asked for." [42, 43];
+    WrongDevice "Gives the first device, whatever was asked for." [42];
     OneResponse "Answers for the first container only." [43];
     EmptyIsError "Refuses a container without ids." [44];
     GivesUnknown "Gives devices that it does not know." [45];

@@ -327,7 +327,6 @@ pub async fn keeps_a_held_device_that_vanished(rig: &mut Rig) -> Verdict {
 /// 37.
 pub async fn a_device_may_vanish_during_allocate(rig: &mut Rig) -> Verdict {
     let id = allocated_device(rig).await?;
-    let resource = rig.resource();
     let client = rig.client().await?;
     let limit = rig.seconds(2);
     let asked = id.clone();
@@ -351,8 +350,7 @@ pub async fn a_device_may_vanish_during_allocate(rig: &mut Rig) -> Verdict {
         "every Allocate for a device that vanishes is answered, or fails with a clear error",
         trouble.unwrap_or_default(),
     )?;
-    let streams = rig.kubelet.look(|known| known.open_streams(&resource));
-    demand(streams == 1, "the stream goes on", rig.seen())?;
+    rig.stream_goes_on("although a device vanishes while it is allocated")?;
     is_buried_with_a_stone(rig, &id).await
 }
 
@@ -393,8 +391,7 @@ pub async fn more_devices_than_fit_break_no_stream(rig: &mut Rig) -> Verdict {
     }
     // Nothing bigger comes after it.
     rig.silence(Duration::from_secs(5)).await;
-    let streams = rig.kubelet.look(|known| known.open_streams(&resource));
-    demand(streams == 1, "the stream stays open", rig.seen())
+    rig.stream_goes_on("with more devices than fit into a message")
 }
 
 /// 39: with a flow control window of a few bytes, so that the plugin meets the reader's silence.
@@ -473,14 +470,8 @@ pub async fn a_failing_discovery_ends_no_stream(rig: &mut Rig) -> Verdict {
     rig.act(Action::BreakDiscovery, 0).await?;
     let limit = rig.detection() + Duration::from_secs(2);
     rig.silence(limit).await;
-    let (streams, devices) = rig
-        .kubelet
-        .look(|known| (known.open_streams(&resource), known.devices(&resource)));
-    demand(
-        streams == 1,
-        "the stream goes on while looking for devices fails",
-        rig.seen(),
-    )?;
+    rig.stream_goes_on("while looking for devices fails")?;
+    let devices = rig.kubelet.look(|known| known.devices(&resource));
     demand(
         ids.iter().all(|id| devices.contains_key(id)),
         "the last good list, or its devices as Unhealthy, while looking for devices fails",

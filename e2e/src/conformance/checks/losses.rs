@@ -192,7 +192,7 @@ async fn surge(rig: &mut Rig) -> Verdict {
     let calls = rig.calls();
     rig.start().await?;
     // It registers beside the first, or waits for its end: both are ways to do it.
-    let limit = Duration::from_secs(3);
+    let limit = rig.seconds(4);
     let registered = rig
         .kubelet
         .until(limit, |known| {
@@ -279,7 +279,6 @@ pub async fn two_instances_leave_no_phantom(rig: &mut Rig) -> Verdict {
 /// 27.
 pub async fn serves_two_streams_at_once(rig: &mut Rig) -> Verdict {
     let ids = rig.serve(1).await?;
-    let resource = rig.resource();
     let mut client = rig.client().await?;
     let opened = client.list_and_watch(Empty {}).await;
     let mut second = opened
@@ -299,16 +298,7 @@ pub async fn serves_two_streams_at_once(rig: &mut Rig) -> Verdict {
         format!("{:?}", list.as_ref().map(listed)),
     )?;
     rig.silence(Duration::from_secs(1)).await;
-    let open = rig.kubelet.look(|known| {
-        let streams = known.streams.iter();
-        let ended = streams.filter(|stream| stream.ended.is_some()).count();
-        ended == 0 && known.open_streams(&resource) == 1
-    });
-    demand(
-        open,
-        "the first stream goes on beside the second",
-        rig.seen(),
-    )?;
+    rig.stream_goes_on("beside the second")?;
     if !rig.can(Action::AddDevice) {
         rig.notes
             .push("without later updates: action `add-device`".to_owned());

@@ -81,9 +81,7 @@ pub async fn an_unwanted_question_does_no_harm(rig: &mut Rig) -> Verdict {
         "an empty response or UNIMPLEMENTED where preferred allocation is not offered",
         format!("{answered:?}"),
     )?;
-    let resource = rig.resource();
-    let open = rig.kubelet.look(|known| known.open_streams(&resource));
-    demand(open == 1, "the stream goes on", rig.seen())
+    rig.stream_goes_on("after a question that nobody invited")
 }
 
 /// 56.
