@@ -66,6 +66,9 @@ struct Flags {
     /// Where the host's /run/udev is mounted, if it is.
     #[arg(long, default_value = paths::UDEV_DIR)]
     udev_dir: PathBuf,
+    /// Where CDI specifications are written.
+    #[arg(long, default_value = paths::CDI_DIR)]
+    cdi_dir: PathBuf,
     /// Where the locks are that the agents of a node share.
     #[arg(long, default_value = paths::LOCK_DIR)]
     lock_dir: PathBuf,
@@ -147,6 +150,7 @@ async fn serve(flags: Flags, config: AgentConfig, logs: Logs) -> Result<()> {
             host_dev_dir: flags.host_dev_dir,
             sysfs_dir: flags.sysfs_dir,
             udev_dir: flags.udev_dir,
+            cdi_dir: flags.cdi_dir,
             lock_dir: flags.lock_dir,
             state_dir: flags.state_dir,
             ..Settings::default()

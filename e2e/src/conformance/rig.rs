@@ -13,7 +13,7 @@ use super::driver::{Action, Driver, Feature};
 use super::hook::Hook;
 use super::process::PluginProcess;
 use super::verdict::{Failed, Verdict, demand, mismatch};
-use crate::kubelet::{Client, FakeKubelet, Held, Knowledge, Model, PodResourcesServer};
+use crate::kubelet::{Client, FakeKubelet, Held, Knowledge, Known, Model, PodResourcesServer};
 
 /// How long a command of the caller's may take.
 const COMMAND: Duration = Duration::from_secs(60);
@@ -328,28 +328,30 @@ impl Rig {
         .await
     }
 
-    /// Adds a device and waits for what is new in the list.
+    /// Adds a device and waits for what turns Healthy by that.
     ///
     /// # Errors
-    /// When nothing new comes in time.
+    /// When nothing does in time.
     pub async fn learn(&mut self, device: usize) -> Verdict<String> {
         let resource = self.resource();
-        let before: BTreeSet<String> = self.ids();
+        let before: BTreeSet<String> = self.healthy();
         self.act(Action::AddDevice, device).await?;
         let limit = READY + self.slack;
-        let expected = format!("device number {device} is listed once it appears");
+        let expected = format!("device number {device} is listed as Healthy once it appears");
         self.until(limit, &expected, |known| {
-            let devices = known.devices(&resource);
-            devices.into_keys().find(|id| !before.contains(id))
+            let healthy = known.resources.get(&resource)?.healthy();
+            healthy.into_iter().find(|id| !before.contains(id))
         })
         .await
     }
 
-    /// Ids in the last list.
-    pub fn ids(&self) -> BTreeSet<String> {
+    /// Ids that are Healthy in the last list.
+    pub fn healthy(&self) -> BTreeSet<String> {
         let resource = self.resource();
-        self.kubelet
-            .look(|known| known.devices(&resource).into_keys().collect())
+        self.kubelet.look(|known| {
+            let known = known.resources.get(&resource);
+            known.map(Known::healthy).unwrap_or_default()
+        })
     }
 
     /// Waits until something is known.
