@@ -321,7 +321,7 @@ impl Rig {
         let expected = format!("{resource} is served with {devices} healthy devices");
         let limit = READY + self.slack;
         self.until(limit, &expected, |known| {
-            let healthy = known.resources.get(&resource)?.healthy();
+            let healthy = known.resources.get(&resource)?.healthy.clone();
             let ready = known.is_served(&resource) && healthy.len() >= devices;
             ready.then(|| healthy.into_iter().collect())
         })
@@ -339,7 +339,7 @@ impl Rig {
         let limit = READY + self.slack;
         let expected = format!("device number {device} is listed as Healthy once it appears");
         self.until(limit, &expected, |known| {
-            let healthy = known.resources.get(&resource)?.healthy();
+            let healthy = known.resources.get(&resource)?.healthy.clone();
             healthy.into_iter().find(|id| !before.contains(id))
         })
         .await
@@ -350,7 +350,7 @@ impl Rig {
         let resource = self.resource();
         self.kubelet.look(|known| {
             let known = known.resources.get(&resource);
-            known.map(Known::healthy).unwrap_or_default()
+            known.map(|known| known.healthy.clone()).unwrap_or_default()
         })
     }
 

@@ -307,7 +307,7 @@ pub async fn many_may_ask_at_once(rig: &mut Rig) -> Verdict {
     let limit = rig.detection() + Duration::from_secs(2);
     let expected = "both devices are Healthy afterwards";
     rig.until(limit, expected, |known| {
-        let healthy = known.resources.get(&resource)?.healthy();
+        let healthy = known.resources.get(&resource)?.healthy.clone();
         (healthy.contains(&first) && healthy.contains(&second)).then_some(())
     })
     .await?;
@@ -399,7 +399,7 @@ pub async fn resources_of_one_container_do_not_clash(rig: &mut Rig) -> Verdict {
     let expected = format!("{second} is served with a healthy device");
     let other = rig
         .until(limit, &expected, |known| {
-            let healthy = known.resources.get(&second)?.healthy();
+            let healthy = known.resources.get(&second)?.healthy.clone();
             healthy
                 .into_iter()
                 .next()

@@ -212,7 +212,10 @@ async fn surge(rig: &mut Rig) -> Verdict {
     let mut since: Option<Instant> = None;
     while since.is_none_or(|since| since.elapsed() < Duration::from_secs(1)) {
         let good = rig.kubelet.look(|known| {
-            let healthy = known.resources.get(&resource).map(|known| known.healthy());
+            let healthy = known
+                .resources
+                .get(&resource)
+                .map(|known| known.healthy.clone());
             let reads = known.open_streams(&resource) > 0;
             reads && known.is_served(&resource) && healthy.is_some_and(|h| h.len() >= ids.len())
         });
@@ -271,7 +274,7 @@ pub async fn two_instances_leave_no_phantom(rig: &mut Rig) -> Verdict {
     let expected = "the kubelet has no healthy device when both instances have ended";
     rig.until(limit, expected, |known| {
         let known = known.resources.get(&resource)?;
-        known.healthy().is_empty().then_some(())
+        known.healthy.is_empty().then_some(())
     })
     .await
 }
