@@ -104,6 +104,17 @@ impl PluginProcess {
         Duration::from_millis(ticks * 1000 / TICKS)
     }
 
+    /// Whether a thread of it works or waits for a processor.
+    pub fn wants_processor(&self) -> bool {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid.as_raw_nonzero()));
+        tasks.into_iter().flatten().flatten().any(|task| {
+            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit(')')
+                .next()
+                .is_some_and(|rest| rest.starts_with(" R"))
+        })
+    }
+
     /// Whether and how it has ended, and the end of what it printed: for messages.
     pub fn shown(&mut self) -> String {
         let state = match self.ended() {

@@ -322,7 +322,7 @@ impl Rig {
         let limit = READY + self.slack;
         self.until(limit, &expected, |known| {
             let healthy = known.resources.get(&resource)?.healthy.clone();
-            let ready = known.is_served(&resource) && healthy.len() >= devices;
+            let ready = known.is_served_by_newest(&resource) && healthy.len() >= devices;
             ready.then(|| healthy.into_iter().collect())
         })
         .await

@@ -140,6 +140,13 @@ impl Knowledge {
         known.is_some_and(|known| !known.endpoint.is_empty() && known.messages > 0)
     }
 
+    /// The same by whoever called last: what an earlier instance left is over.
+    pub fn is_served_by_newest(&self, resource: &str) -> bool {
+        let calls = self.calls_of(resource);
+        let newest = calls.last().map(|call| call.request.endpoint.as_str());
+        self.is_served(resource) && newest == self.endpoint(resource)
+    }
+
     /// The plugin's socket of a resource that is served.
     pub fn endpoint(&self, resource: &str) -> Option<&str> {
         let known = self.resources.get(resource)?;

@@ -14,7 +14,7 @@ use super::fault::Fault;
 use super::service::Resource;
 
 /// How often devices are looked at: soon enough for any check, and little work.
-const LOOK: Duration = Duration::from_millis(25);
+const LOOK: Duration = Duration::from_millis(50);
 
 /// So many devices with ids like ours fit into a message that a kubelet reads.
 const MOST: usize = 50_000;

@@ -193,14 +193,13 @@ async fn surge(rig: &mut Rig) -> Verdict {
     rig.start().await?;
     // It registers beside the first, or waits for its end: both are ways to do it.
     let limit = rig.seconds(4);
-    let registered = rig
-        .kubelet
-        .until(limit, |known| {
-            (known.calls_of(&resource).len() > calls).then_some(())
-        })
-        .await;
-    if registered.is_some() {
-        rig.served(ids.len()).await?;
+    let registered = rig.kubelet.until(limit, |known| {
+        let is_new = known.calls_of(&resource).len() > calls;
+        (is_new && known.is_served_by_newest(&resource)).then_some(())
+    });
+    if registered.await.is_none() {
+        rig.notes
+            .push("the second instance waits for the first".to_owned());
     }
     let first = rig.instance(0)?;
     first.signal(rustix::process::Signal::TERM);
