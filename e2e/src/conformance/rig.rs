@@ -13,7 +13,7 @@ use super::driver::{Action, Driver, Feature};
 use super::hook::Hook;
 use super::process::PluginProcess;
 use super::verdict::{Failed, Verdict, demand, mismatch};
-use crate::kubelet::{Client, FakeKubelet, Held, Knowledge, Known, Model, PodResourcesServer};
+use crate::kubelet::{Client, FakeKubelet, Held, Knowledge, Model, PodResourcesServer};
 
 /// How long a command of the caller's may take.
 const COMMAND: Duration = Duration::from_secs(60);

@@ -91,12 +91,11 @@ fn found(parts: Parts, look: &Look) -> Found {
         .nodes
         .iter()
         .filter_map(|(_, _, numbers)| behind(numbers));
-    let mut hardware = Hardware::default();
-    hardware.nodes = parts
-        .nodes
-        .iter()
-        .map(|(_, node, _)| node.clone())
-        .collect();
+    let nodes = parts.nodes.iter().map(|(_, node, _)| node.clone());
+    let mut hardware = Hardware {
+        nodes: nodes.collect(),
+        ..Hardware::default()
+    };
     for one in all {
         hardware.sysfs = hardware.sysfs.or(one.sysfs);
         hardware.pci_address = hardware.pci_address.or(one.pci_address);
