@@ -25,6 +25,7 @@ use crate::hooks::Tending;
 use crate::host_dev::HostDev;
 use crate::host_devices::{Behind, HostDevices};
 use crate::sysfs::Sysfs;
+use crate::tick;
 use crate::uevents::Uevents;
 
 /// What looks for the devices of one resource.
@@ -137,7 +138,7 @@ impl Devices {
     /// so by a look: however often devices and probes change their mind, there is one in a while.
     pub async fn keep(mut self, stop: Stop) {
         let mut looked = Instant::now();
-        let mut next_round = looked + self.period;
+        let mut next_round = tick::next(self.period);
         let mut wanted = false;
         loop {
             self.tending.start_due(&self.inventory.borrow().clone());
@@ -150,7 +151,7 @@ impl Devices {
                 Ok(()) = self.held.changed(), if !wanted => wanted = true,
                 () = tokio::time::sleep_until(next_round) => {
                     self.tending.probe_all();
-                    next_round = Instant::now() + self.period;
+                    next_round = tick::next(self.period);
                     wanted = true;
                 }
                 () = tokio::time::sleep_until(looked + self.between_looks), if wanted => {
@@ -178,7 +179,9 @@ impl Devices {
         let in_use: Option<BTreeSet<String>> =
             held.map(|ids| self.sharing.by_device(ids).into_keys().collect());
         let seen = self.claims.settled(seen, in_use.as_ref(), now);
-        let seen = self.tending.judged(seen, in_use.as_ref());
+        let seen = self
+            .tending
+            .judged(seen, in_use.as_ref(), &self.inventory.borrow());
         let next = self.inventory.borrow().next(seen, held, now);
         if **self.inventory.borrow() == next {
             return;

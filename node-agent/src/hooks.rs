@@ -166,8 +166,13 @@ impl Tending {
     }
 
     /// What a look found, those that may not be given out marked. `held` are the devices that
-    /// containers hold.
-    pub fn judged(&mut self, seen: Discovered, held: Option<&BTreeSet<String>>) -> Discovered {
+    /// containers hold, `known` those of the look before: what could not be looked at is still there.
+    pub fn judged(
+        &mut self,
+        seen: Discovered,
+        held: Option<&BTreeSet<String>>,
+        known: &Inventory,
+    ) -> Discovered {
         let Means {
             care,
             has_hooks,
@@ -207,7 +212,12 @@ impl Tending {
             .devices
             .iter()
             .filter(|(_, found)| found.unhealthy.is_none());
-        care.saw(usable.map(|(id, _)| id), reading);
+        let hidden = known
+            .devices
+            .iter()
+            .filter(|(_, device)| seen.unknown.hides(device));
+        let present = usable.map(|(id, _)| id).chain(hidden.map(|(id, _)| id));
+        care.saw(present, reading);
         if care.wants_reading() {
             read_soon.notify_one();
         }

@@ -10,10 +10,15 @@ use tokio::time::{Instant, sleep_until};
 /// What rounds are counted from.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// Waits for the next round of a period: half a period from now at least, one and a half at most.
-pub async fn round(period: Duration) {
+/// The next round of a period: half a period from now at least, one and a half at most.
+pub fn next(period: Duration) -> Instant {
     let start = *START;
-    sleep_until(start + next_round(start.elapsed(), period)).await;
+    start + next_round(start.elapsed(), period)
+}
+
+/// Waits for the next round of a period.
+pub async fn round(period: Duration) {
+    sleep_until(next(period)).await;
 }
 
 /// The period of most rounds.

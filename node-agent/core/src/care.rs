@@ -150,7 +150,7 @@ impl Care {
                 Some(false) | None => {}
             }
         }
-        devices.retain(|_, device| device.present || device.running.is_some() || device.asked);
+        devices.retain(|_, device| device.is_kept(reading.now, rules.pace));
         for id in new {
             self.queue(&id);
         }
@@ -191,7 +191,7 @@ impl Care {
                     _ => device.asked = true,
                 }
             }
-            None => return Err("its device node is gone, or was never there".to_owned()),
+            None => return Err("it is gone, or was never there".to_owned()),
         }
         self.settle(id);
         Ok(())
@@ -300,7 +300,7 @@ impl Care {
                 }
             }
         }
-        if !device.present && !device.asked {
+        if !device.is_kept(now, rules.pace) {
             devices.remove(id);
         }
         self.settle(id);

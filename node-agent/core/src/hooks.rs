@@ -58,6 +58,11 @@ impl Trials {
         self.again_at
     }
 
+    /// Whether a failure is so recent that it still counts, should the device come back.
+    pub(crate) fn is_remembered(&self, now: Duration, pace: Pace) -> bool {
+        self.error.is_some() && now < self.again_at.saturating_add(pace.limit)
+    }
+
     pub(crate) fn succeeded(&mut self) {
         *self = Self::default();
     }

@@ -248,7 +248,7 @@ impl Device {
 
 impl Unknown {
     /// Whether one of a device's paths, or its place in sysfs, could not be looked at.
-    fn hides(&self, device: &Device) -> bool {
+    pub fn hides(&self, device: &Device) -> bool {
         device
             .paths
             .iter()

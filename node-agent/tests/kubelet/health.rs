@@ -219,6 +219,59 @@ async fn flapping_costs_few_messages_and_ends_in_the_truth() {
     agent.stop().await.unwrap();
 }
 
+/// 36 and 37: a device that a container holds, or is being given, stays listed.
+#[tokio::test]
+async fn an_allocated_device_that_vanishes_stays_listed() {
+    let rig = quick();
+    rig.plug("tty0");
+    rig.plug("tty1");
+    let agent = rig.start();
+    let known = rig
+        .kubelet
+        .until_healths(TTY, &["Healthy", "Healthy"])
+        .await;
+    let ids: Vec<String> = known.resources[TTY].devices.keys().cloned().collect();
+    rig.hold(&[&ids[0]]);
+    let mut plugin = rig.kubelet.plugin(TTY).await;
+    let request = proto::v1beta1::AllocateRequest {
+        container_requests: vec![proto::v1beta1::ContainerAllocateRequest {
+            devices_ids: vec![ids[1].clone()],
+        }],
+    };
+    rig.unplug("tty0");
+    rig.unplug("tty1");
+    // Given or refused, but answered.
+    let answer = tokio::time::timeout(DEADLINE, plugin.allocate(request)).await;
+    if let Err(refused) = answer.unwrap() {
+        assert!(refused.message().contains(&ids[1]) || refused.message().contains("tty1"));
+    }
+    rig.kubelet
+        .until_healths(TTY, &["Unhealthy", "Unhealthy"])
+        .await;
+    let lists = rig.pod_resources.now().lists;
+    rig.pod_resources
+        .until(|answers| answers.lists > lists + 5)
+        .await;
+    assert_eq!(rig.kubelet.known().healths(TTY), ["Unhealthy", "Unhealthy"]);
+    agent.stop().await.unwrap();
+}
+
+/// 31: probes and readings that change nothing are told to nobody.
+#[tokio::test]
+async fn what_changes_nothing_is_no_message() {
+    let rig = quick();
+    let runner = rig.runner();
+    rig.plug("tty0");
+    let agent = rig.start_with(config(&[exec()]));
+    rig.kubelet.until_healths(TTY, &["Healthy"]).await;
+    runner
+        .until("probed often", |runs| runs.begun.len() > 10)
+        .await;
+    let messages = rig.kubelet.known().resources[TTY].messages.len();
+    assert_eq!(messages, 1);
+    agent.stop().await.unwrap();
+}
+
 /// 39: whoever does not read costs no memory, and reads the truth later.
 #[tokio::test]
 async fn a_reader_that_stops_reads_the_latest_list_later() {

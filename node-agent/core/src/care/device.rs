@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::health::Judgement;
 use crate::holding::Reading;
 use crate::hooks::Trials;
+use crate::pace::Pace;
 use crate::work::Work;
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -85,6 +86,14 @@ impl Device {
             Some(false) => Some(self.free_since.unwrap_or(reading.number)),
             Some(true) | None => None,
         };
+    }
+
+    /// Whether anything of it still matters. A hook that makes its device vanish and come back must
+    /// not be run again and again without a pause.
+    pub(super) fn is_kept(&self, now: Duration, pace: Pace) -> bool {
+        let trials = [&self.init, &self.reset, &self.release];
+        let is_busy = self.present || self.running.is_some() || self.asked;
+        is_busy || trials.iter().any(|one| one.is_remembered(now, pace))
     }
 
     /// Whether two readings in a row have shown it free. One may be that of a kubelet which has just

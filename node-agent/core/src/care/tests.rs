@@ -195,6 +195,28 @@ fn a_failed_init_is_told_tried_again_and_holds_back_no_other() {
 }
 
 #[test]
+fn a_device_that_vanishes_over_its_hook_is_not_tried_at_once() {
+    let mut ward = Ward::serving(init("h"), &["a"]);
+    ward.held(&[]);
+    assert_eq!(ward.started(0), ["init a"]);
+    ward.present.clear();
+    ward.held(&[]);
+    ward.ended("init a", &failed("it went away"), 1);
+    ward.present = ids(&["a"]);
+    ward.held(&[]);
+    assert_eq!(ward.started(2), [""; 0]);
+    assert_eq!(ward.objection("a"), "init failed: it went away");
+    assert_eq!(ward.started(11), ["init a"]);
+    ward.ended("init a", &failed("again"), 12);
+    ward.present.clear();
+    ward.number = 1_000;
+    ward.held(&[]);
+    ward.present = ids(&["a"]);
+    ward.held(&[]);
+    assert_eq!(ward.objection("a"), "it is being initialised?", "long ago");
+}
+
+#[test]
 fn hooks_that_hang_leave_room_for_what_the_kubelet_asks() {
     let all: Vec<String> = (0..100).map(|n| format!("d{n:02}")).collect();
     let all: Vec<&str> = all.iter().map(String::as_str).collect();
