@@ -123,7 +123,10 @@ mod tests {
             bus_device_id("example.com/gpu", "pci-0000:3b:00.0"),
             "pci-0000-3b-00.0-0b07c52b31"
         );
-        assert_eq!(group_device_id("example.com/card", "card0"), "card0-?");
+        assert_eq!(
+            group_device_id("example.com/card", "card0"),
+            "card0-f49a3d74f4"
+        );
         assert_eq!(
             socket_name("example.com/serial", 0x1f),
             "dpo-a6cc823d-000000000000001f.sock"

@@ -263,25 +263,6 @@ impl Unknown {
     }
 }
 
-impl Found {
-    /// Unhealthy while a container holds the device under another id, that of an earlier revision
-    /// perhaps: it would be given out twice.
-    fn unless_held_as_another(
-        mut self,
-        id: &str,
-        allocated: Option<&BTreeMap<String, BTreeSet<String>>>,
-    ) -> Self {
-        let Some(allocated) = allocated.filter(|ids| !ids.contains_key(id)) else {
-            return self;
-        };
-        let held = |also: &&String| allocated.contains_key(*also);
-        if let Some(other) = self.also.iter().find(held) {
-            self.unhealthy = Some(format!("a container holds it as {other:?}"));
-        }
-        self
-    }
-}
-
 fn judged(found: &Found) -> (Health, String) {
     match &found.unhealthy {
         None => (Health::Healthy, String::new()),
@@ -480,30 +461,6 @@ mod tests {
         blind.unknown.directories = [("/sys/devices".to_owned(), error)].into();
         let next = first.next(blind, Some(&none()), at(9));
         assert_eq!(lines(&next), ["/dev/a Healthy 1", "/dev/b Healthy 1"]);
-    }
-
-    #[test]
-    fn a_device_that_is_held_under_another_id_is_not_given_out() {
-        let found = Found {
-            paths: vec!["/dev/a".to_owned()],
-            also: vec!["serial".to_owned(), "slot".to_owned()],
-            ..Found::default()
-        };
-        let seen = || Discovered {
-            devices: [("path".to_owned(), found.clone())].into(),
-            ..Discovered::default()
-        };
-        let held = |id: &str| BTreeSet::from([id.to_owned()]);
-        let first = Inventory::default().next(seen(), Some(&held("slot")), at(1));
-        let told = r#"/dev/a Unhealthy 1 a container holds it as "slot""#;
-        assert_eq!(
-            lines(&first),
-            [told, "- Unhealthy 1 held device node is gone"]
-        );
-        let freed = first.next(seen(), Some(&none()), at(2));
-        assert_eq!(lines(&freed)[0], "/dev/a Healthy 2");
-        let own = freed.next(seen(), Some(&held("path")), at(3));
-        assert_eq!(lines(&own)[0], "/dev/a Healthy 2 held");
     }
 
     #[test]

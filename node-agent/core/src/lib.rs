@@ -5,6 +5,7 @@
 //! saw, and does what is answered.
 
 pub mod advertised;
+mod aliases;
 pub mod allocation;
 mod by_path;
 mod by_sight;
@@ -25,6 +26,7 @@ pub mod inventory;
 mod names;
 pub mod news;
 pub mod pace;
+mod patterns;
 pub mod preferred;
 pub mod preflight;
 pub mod registration;

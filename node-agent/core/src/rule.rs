@@ -1,15 +1,12 @@
 //! What a resource matches: which paths under `/dev`, which devices in sysfs, and what has to be
 //! looked at to find them.
 
-use std::collections::BTreeMap;
-
 use crds::discovery::{
-    GroupDiscovery, IdFrom, PathDiscovery, PciMatcher, SimulatedDiscovery, Topology, UdevDiscovery,
-    UsbMatcher,
+    GroupDiscovery, IdFrom, PciMatcher, SimulatedDiscovery, Topology, UsbMatcher,
 };
 use crds::resource::Resource;
-use globset::{Glob, GlobBuilder, GlobMatcher};
 
+use crate::patterns::{Patterns, UdevPatterns};
 use crate::sight::Sight;
 use crate::uevent::Uevent;
 
@@ -57,31 +54,6 @@ pub enum Wanted<'a> {
     PciFunctions,
     /// USB devices with `idVendor`, `idProduct` and `serial`.
     UsbDevices,
-}
-
-/// The compiled patterns of one resource.
-#[derive(Clone, Debug)]
-pub(crate) struct Patterns {
-    globs: Vec<GlobMatcher>,
-    excludes: Vec<GlobMatcher>,
-    ways: Vec<Vec<Segment>>,
-}
-
-/// The compiled patterns of a resource that is found by what the kernel and udev say.
-#[derive(Clone, Debug)]
-pub(crate) struct UdevPatterns {
-    subsystem: String,
-    properties: BTreeMap<String, GlobMatcher>,
-    attributes: BTreeMap<String, GlobMatcher>,
-}
-
-/// One step of the way from `/` to what a glob matches.
-#[derive(Clone, Debug)]
-enum Segment {
-    /// One directory or file name.
-    Name(GlobMatcher),
-    /// Any number of names.
-    Any,
 }
 
 /// Why a resource's discovery cannot be acted on.
@@ -199,10 +171,7 @@ impl Rule {
             rest.is_some_and(|rest| rest.starts_with('/'))
         };
         match &self.matches {
-            Matches::Paths(patterns) => {
-                let names: Vec<&str> = directory.split('/').filter(|n| !n.is_empty()).collect();
-                patterns.ways.iter().any(|way| leads_through(way, &names))
-            }
+            Matches::Paths(patterns) => patterns.lead_through(directory),
             Matches::Groups(groups) => groups.iter().any(|group| paths(group).any(is_below)),
             Matches::Udev(_) | Matches::Pci(_) | Matches::Usb(_) | Matches::Simulated(_) => false,
         }
@@ -211,8 +180,7 @@ impl Rule {
     /// The position of the first glob that matches a path.
     pub(crate) fn precedence(&self, path: &str) -> Option<usize> {
         match &self.matches {
-            Matches::Paths(patterns) if patterns.excludes.iter().any(|e| e.is_match(path)) => None,
-            Matches::Paths(patterns) => patterns.globs.iter().position(|g| g.is_match(path)),
+            Matches::Paths(patterns) => patterns.precedence(path),
             Matches::Groups(_)
             | Matches::Udev(_)
             | Matches::Pci(_)
@@ -226,9 +194,9 @@ impl Rule {
         match &self.matches {
             Matches::Paths(_) | Matches::Groups(_) | Matches::Simulated(_) => Wanted::Nothing,
             Matches::Udev(udev) => Wanted::Subsystem {
-                name: &udev.subsystem,
-                attributes: udev.attributes.keys().map(String::as_str).collect(),
-                properties: !udev.properties.is_empty(),
+                name: udev.subsystem(),
+                attributes: udev.attributes(),
+                properties: udev.asks_properties(),
             },
             Matches::Pci(_) => Wanted::PciFunctions,
             Matches::Usb(_) => Wanted::UsbDevices,
@@ -249,7 +217,7 @@ impl Rule {
     /// Whether a change that the kernel told can change what the rule finds.
     pub fn is_touched_by(&self, event: &Uevent) -> bool {
         match &self.matches {
-            Matches::Udev(udev) => event.subsystem == udev.subsystem,
+            Matches::Udev(udev) => event.subsystem == udev.subsystem(),
             // The nodes of VFIO are made elsewhere than the functions.
             Matches::Pci(_) => {
                 event.is_below_pci() || matches!(event.subsystem.as_str(), "vfio" | "misc")
@@ -293,108 +261,10 @@ fn is_usb_device(matcher: &UsbMatcher, sight: &Sight) -> bool {
         && is("serial", &matcher.serial)
 }
 
-impl UdevPatterns {
-    fn new(udev: &UdevDiscovery) -> Result<Self, RuleError> {
-        if let Some(name) = udev.attributes.keys().find(|name| !is_attribute(name)) {
-            return Err(RuleError::NameAttribute { name: name.clone() });
-        }
-        let all = |field: &'static str, values: &BTreeMap<String, String>| {
-            let compiled = values.iter().map(|(name, pattern)| {
-                let matcher = value_pattern(pattern).map_err(|source| RuleError::ReadPattern {
-                    field,
-                    name: name.clone(),
-                    pattern: pattern.clone(),
-                    source,
-                })?;
-                Ok((name.clone(), matcher))
-            });
-            compiled.collect::<Result<BTreeMap<_, _>, RuleError>>()
-        };
-        Ok(Self {
-            subsystem: udev.subsystem.clone(),
-            properties: all("property", &udev.properties)?,
-            attributes: all("attribute", &udev.attributes)?,
-        })
-    }
-
-    fn accepts(&self, sight: &Sight) -> bool {
-        let fit = |patterns: &BTreeMap<String, GlobMatcher>, values: &BTreeMap<String, String>| {
-            patterns.iter().all(|(name, pattern)| {
-                values
-                    .get(name)
-                    .is_some_and(|value| pattern.is_match(value))
-            })
-        };
-        fit(&self.properties, &sight.properties) && fit(&self.attributes, &sight.attributes)
-    }
-}
-
-/// Whether an attribute's name leads to a file of the device, or of one above it, and nowhere else.
-fn is_attribute(name: &str) -> bool {
-    let name = name.strip_prefix("../").unwrap_or(name);
-    let plain = |segment: &str| !matches!(segment, "" | "." | "..") && !segment.contains('\0');
-    name.len() <= 256 && name.split('/').all(plain)
-}
-
-fn value_pattern(pattern: &str) -> Result<GlobMatcher, globset::Error> {
-    Ok(GlobBuilder::new(pattern).build()?.compile_matcher())
-}
-
-impl Patterns {
-    fn new(paths: &PathDiscovery) -> Result<Self, RuleError> {
-        let all = |globs: &[String]| -> Result<Vec<GlobMatcher>, RuleError> {
-            globs.iter().map(|glob| compiled(glob)).collect()
-        };
-        let ways: Result<_, _> = paths.globs.iter().map(|glob| way(glob)).collect();
-        Ok(Self {
-            globs: all(&paths.globs)?,
-            excludes: all(&paths.exclude)?,
-            ways: ways?,
-        })
-    }
-}
-
-fn compiled(glob: &str) -> Result<GlobMatcher, RuleError> {
-    let built: Result<Glob, globset::Error> =
-        GlobBuilder::new(glob).literal_separator(true).build();
-    built
-        .map(|glob| glob.compile_matcher())
-        .map_err(|source| RuleError::ReadGlob {
-            glob: glob.to_owned(),
-            source,
-        })
-}
-
-/// The steps of a glob. From the first one that is not plainly between two slashes (an alternative
-/// may hold slashes: `/dev/{a/b,c}`) everything below may match.
-fn way(glob: &str) -> Result<Vec<Segment>, RuleError> {
-    let mut way = Vec::new();
-    for name in glob.split('/').filter(|name| !name.is_empty()) {
-        let closed =
-            |open: char, close: char| name.matches(open).count() == name.matches(close).count();
-        if name == "**" || !closed('{', '}') || !closed('[', ']') || name.ends_with('\\') {
-            way.push(Segment::Any);
-            break;
-        }
-        way.push(Segment::Name(compiled(name)?));
-    }
-    Ok(way)
-}
-
-fn leads_through(way: &[Segment], names: &[&str]) -> bool {
-    match (way.split_first(), names.split_first()) {
-        (Some((Segment::Any, _)), _) | (Some(_), None) => true,
-        (None, _) => false,
-        (Some((Segment::Name(matcher), rest)), Some((name, deeper))) => {
-            matcher.is_match(name) && leads_through(rest, deeper)
-        }
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crds::discovery::Discovery;
+    use crds::discovery::{Discovery, PathDiscovery};
 
     pub(crate) fn rule(globs: &[&str], exclude: &[&str]) -> Rule {
         let owned = |globs: &[&str]| globs.iter().map(|g| (*g).to_owned()).collect();
