@@ -44,9 +44,9 @@ use crate::selector::LabelSelector;
     validation = Rule::new("!(has(self.nodeSelector) && has(self.machineConfigPoolSelector))")
         .message("at most one of nodeSelector and machineConfigPoolSelector may be given"),
     validation = Rule::new("!(has(self.hooks) && has(self.hooks.reset)) || self.resources.all(r, !has(r.replicas) || r.replicas == 1)")
-        .message(Message::Expression("'resource \"' + self.resources.filter(r, has(r.replicas) && r.replicas != 1)[0].name + '\" has replicas ' + string(self.resources.filter(r, has(r.replicas) && r.replicas != 1)[0].replicas) + ', and hooks.reset would reset a device under the containers that share it: leave one of them out'".into())),
+        .message("hooks.reset and replicas above 1 do not go together: it would reset a device under the containers that share it; leave one of them out"),
     validation = Rule::new("(has(self.hooks) && has(self.hooks.toolsImage)) || self.resources.all(r, !has(r.healthCheck) || !has(r.healthCheck.command))")
-        .message(Message::Expression("'healthCheck of resource \"' + self.resources.filter(r, has(r.healthCheck) && has(r.healthCheck.command))[0].name + '\" runs a program of the tools image: hooks.toolsImage must be given'".into()))
+        .message("a healthCheck of type Exec runs a program of the tools image: hooks.toolsImage must be given")
 )]
 pub struct DevicePluginConfigSpec {
     /// Selects nodes by their labels. Left out or empty selects NOTHING. At most one of

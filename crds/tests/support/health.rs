@@ -71,7 +71,7 @@ pub fn probed() -> Value {
 pub fn probe_refusals() -> Vec<Refusal> {
     let field = "spec.resources[0].healthCheck.command";
     let hooks = json!({"release": {"type": "PciReset"}});
-    let words: &[&str] = &["\"example.com/serial\"", "hooks.toolsImage must be given"];
+    let words: &[&str] = &["healthCheck of type Exec", "hooks.toolsImage must be given"];
     vec![
         refusal(
             PROBE,
@@ -92,7 +92,7 @@ pub fn shared() -> Value {
 
 /// What is refused of it.
 pub fn shared_refusals() -> Vec<Refusal> {
-    let words: &[&str] = &["\"example.com/serial\"", "replicas 2", "hooks.reset"];
+    let words: &[&str] = &["hooks.reset", "replicas above 1", "leave one of them out"];
     vec![refusal(
         "/spec/resources/0/replicas",
         json!(2),

@@ -52,12 +52,13 @@ fn needs(spec: &DevicePluginConfigSpec) -> Needs {
     let mut needs = Needs::default();
     for resource in &spec.resources {
         match resource.health_check().type_ {
+            // An attribute is read by the agent itself.
             HealthCheckType::Exists | HealthCheckType::SysfsEquals => {}
+            HealthCheckType::Exec => needs.runner = true,
             HealthCheckType::Open => {
                 needs.runner = true;
                 needs.devices = true;
             }
-            HealthCheckType::Exec => needs.runner = true,
         }
     }
     let Some(hooks) = &spec.hooks else {

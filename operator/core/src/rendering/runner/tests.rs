@@ -5,11 +5,14 @@ use crate::rendering::{AGENT_CONTAINER, content, tests::settings};
 
 /// The spec of the pod of a config with these hooks, and a further member.
 fn pod(hooks: &str, more: &str) -> Value {
-    let text = format!(
+    pod_of(&format!(
         "resources: [{{name: example.com/a, discovery: {{simulated: {{count: 1}}}}}}]\n\
          hooks: {{{hooks}}}\n{more}"
-    );
-    let mut config = DevicePluginConfig::new("a", serde_yaml::from_str(&text).unwrap());
+    ))
+}
+
+fn pod_of(spec: &str) -> Value {
+    let mut config = DevicePluginConfig::new("a", serde_yaml::from_str(spec).unwrap());
     config.metadata.uid = Some("u".to_owned());
     let content = content(&config, "0123456789", "agent:1", &settings());
     content.template.get("spec").unwrap().clone()
@@ -164,6 +167,26 @@ fn containers_are_there_only_where_they_are_needed() {
         ),
     ] {
         assert_eq!(names(&pod(hooks, "")), expected, "{hooks}");
+    }
+    for (check, expected) in [
+        ("{type: Exists}", &["agent"][..]),
+        ("{type: SysfsEquals, attribute: a, values: [b]}", &["agent"]),
+        (
+            "{type: Exec, command: [/a]}",
+            &["install-runner", "agent", "runner"],
+        ),
+        ("{type: Open}", &["install-runner", "agent", "runner"]),
+    ] {
+        let more = format!(
+            "resources: [{{name: example.com/a, discovery: {{simulated: {{count: 1}}}}, healthCheck: {check}}}]"
+        );
+        let pod = pod_of(&format!("{more}\nhooks: {{toolsImage: t}}"));
+        assert_eq!(names(&pod), expected, "{check}");
+        let runner = container(&pod, RUNNER_CONTAINER);
+        let privileged = runner.is_some_and(|one| one["securityContext"]["privileged"] == true);
+        assert_eq!(privileged, check.contains("Open"), "{check}");
+        let agent = container(&pod, AGENT_CONTAINER).unwrap();
+        assert_eq!(agent["securityContext"]["privileged"], false);
     }
     let spec = |text: &str| serde_yaml::from_str::<DevicePluginConfigSpec>(text).unwrap();
     let plain = "resources: []";
