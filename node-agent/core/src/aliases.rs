@@ -15,8 +15,8 @@ impl Found {
         let Some(allocated) = allocated.filter(|ids| !ids.contains_key(id)) else {
             return self;
         };
-        let mut names = self.also.iter().map(String::as_str).chain([id]);
-        let held = names.find_map(|name| held_as(name, allocated));
+        let names: Vec<&str> = self.also.iter().map(String::as_str).chain([id]).collect();
+        let held = names.iter().find_map(|name| held_as(name, allocated));
         if let Some(other) = held {
             self.unhealthy = Some(format!("a container holds it as {other:?}"));
         }
