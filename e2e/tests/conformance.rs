@@ -21,9 +21,6 @@ use tempfile::TempDir;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-/// What our agent cannot do yet.
-const NOT_YET: &[u8] = &[59, 60, 61, 62, 63, 64, 65];
-
 const SUITE: &str = env!("CARGO_BIN_EXE_device-plugin-conformance");
 const SCRIPTED: &str = env!("CARGO_BIN_EXE_scripted-plugin");
 
@@ -106,10 +103,13 @@ async fn our_agent_shows_every_behaviour() {
     let agent = agent();
     let directory = directory();
     let places = [("agent", agent.to_str().unwrap())];
-    let options = options(driver("device-plugin-agent.yaml", &places), &directory);
+    let mut options = options(driver("device-plugin-agent.yaml", &places), &directory);
+    if !rustix::process::geteuid().is_root() {
+        // Devices with numbers of their own, by which sysfs finds them.
+        options.skip = Selection::from_iter([40]);
+    }
     let report = run(&options, |_, _| {}).await.unwrap();
-    let not_yet: BTreeSet<u8> = NOT_YET.iter().copied().collect();
-    assert_eq!(skipped(&report), not_yet, "{}", lines(&report));
+    assert_eq!(skipped(&report), BTreeSet::new(), "{}", lines(&report));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -69,6 +69,9 @@ struct Flags {
     /// Where CDI specifications are written.
     #[arg(long, default_value = paths::CDI_DIR)]
     cdi_dir: PathBuf,
+    /// The runner's socket [default: where the pod's other container has it].
+    #[arg(long)]
+    runner_socket: Option<PathBuf>,
     /// Where the locks are that the agents of a node share.
     #[arg(long, default_value = paths::LOCK_DIR)]
     lock_dir: PathBuf,
@@ -143,6 +146,7 @@ async fn serve(flags: Flags, config: AgentConfig, logs: Logs) -> Result<()> {
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         boot_id: boot_id(),
     };
+    let defaults = Settings::default();
     let agent = Agent {
         settings: Settings {
             plugin_dir: flags.plugin_dir,
@@ -151,9 +155,10 @@ async fn serve(flags: Flags, config: AgentConfig, logs: Logs) -> Result<()> {
             sysfs_dir: flags.sysfs_dir,
             udev_dir: flags.udev_dir,
             cdi_dir: flags.cdi_dir,
+            runner_socket: flags.runner_socket.unwrap_or(defaults.runner_socket),
             lock_dir: flags.lock_dir,
             state_dir: flags.state_dir,
-            ..Settings::default()
+            ..defaults
         },
         config,
         identity,

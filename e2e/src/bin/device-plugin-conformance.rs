@@ -1,6 +1,8 @@
 //! `device-plugin-conformance`: plays kubelets to any device plugin and tells which behaviours of
 //! the kubelet's contract it shows. `docs/conformance.md` says how to use it.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -74,6 +76,9 @@ struct Arguments {
     /// `flap-device`.
     #[arg(long, hide = true, value_name = "FILE")]
     flap: Option<PathBuf>,
+    /// Not a check: prints what an HTTP server answers, for a driver's `reported`.
+    #[arg(long, hide = true, value_name = "ADDRESS/PATH")]
+    get: Option<String>,
     /// For how long.
     #[arg(long, hide = true, default_value_t = 5)]
     seconds: u64,
@@ -106,6 +111,8 @@ fn main() -> ExitCode {
         Ok(0)
     } else if let Some(file) = &arguments.flap {
         flap(file, Duration::from_secs(arguments.seconds)).map(|()| 0)
+    } else if let Some(place) = &arguments.get {
+        get(place).map(|()| 0)
     } else {
         judge(&arguments)
     };
@@ -240,6 +247,19 @@ fn flap(file: &Path, time: Duration) -> Result<()> {
         std::fs::rename(away, file).with_context(|| format!("failed to move {file:?} back"))?;
         std::thread::sleep(Duration::from_micros(500));
     }
+    Ok(())
+}
+
+/// Prints an answer of an HTTP server, its head included.
+fn get(place: &str) -> Result<()> {
+    let (address, path) = place.split_once('/').context("no path")?;
+    let mut connection =
+        TcpStream::connect(address).with_context(|| format!("failed to connect to {address:?}"))?;
+    let request = format!("GET /{path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    connection.write_all(request.as_bytes())?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer)?;
+    say(&answer);
     Ok(())
 }
 

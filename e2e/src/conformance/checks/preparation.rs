@@ -43,6 +43,9 @@ async fn allocate(rig: &mut Rig, ids: &[String]) -> Verdict {
     let allocated = rig.client().await?.allocate(request).await;
     let expected = format!("Allocate answers for {ids:?}");
     allocated.map_err(|status| mismatch(expected, status))?;
+    // From its admission on the pod is listed as holding them.
+    let held: Vec<&str> = ids.iter().map(String::as_str).collect();
+    rig.hold(&held);
     Ok(())
 }
 
@@ -227,7 +230,6 @@ pub async fn a_start_without_preparation_is_reported(rig: &mut Rig) -> Verdict {
     let ids: Vec<String> = ids.into_iter().take(1).collect();
     let id = ids.first().cloned().unwrap_or_default();
     allocate(rig, &ids).await?;
-    rig.hold(&[&id]);
     // It may read once in a while who holds what.
     let end = Instant::now() + rig.seconds(30);
     loop {
