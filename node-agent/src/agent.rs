@@ -374,6 +374,7 @@ impl Common {
         };
         let tending = Tending::new(Means {
             has_hooks: rules.has_hooks(),
+            has_probes: rules.probes.is_some(),
             care: Care::new(rules),
             sharing: Sharing::new(resource),
             actions,

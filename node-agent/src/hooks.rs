@@ -47,6 +47,8 @@ pub struct Means {
     pub care: Care,
     /// Whether any hook is configured.
     pub has_hooks: bool,
+    /// Whether devices are probed. Without that and hooks nothing is kept of thousands of devices.
+    pub has_probes: bool,
     /// How often each device is advertised.
     pub sharing: Sharing,
     /// How it is done.
@@ -176,6 +178,7 @@ impl Tending {
         let Means {
             care,
             has_hooks,
+            has_probes,
             sharing,
             actions,
             given,
@@ -186,13 +189,17 @@ impl Tending {
             board,
             ..
         } = &mut self.means;
+        let (given_now, newly) = (given.recent(), given.newly_allocated());
+        if !*has_hooks && !*has_probes {
+            return seen;
+        }
         let number = *readings.borrow_and_update();
         if *has_hooks && self.noted_at != Some(number) {
             let ids = checkpoint::noted(plugin_dir, &actions.resource);
             self.noted = sharing.by_device(&ids).into_keys().collect();
             self.noted_at = Some(number);
         }
-        for (id, at) in given.newly_allocated() {
+        for (id, at) in newly {
             care.gave(&id, at.saturating_duration_since(self.start));
         }
         let lists = sent.borrow();
@@ -202,7 +209,7 @@ impl Tending {
         let now = self.start.elapsed();
         let reading = Reading {
             held,
-            given: &given.recent(),
+            given: &given_now,
             noted: &self.noted,
             opened,
             now,
