@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::hooks::Hooks;
 use crate::resource::Resource;
 
 /// The agent's whole configuration, as JSON under [`crate::names::AGENT_CONFIG_KEY`].
@@ -17,4 +18,7 @@ pub struct AgentConfig {
     pub revision: String,
     /// The resources to serve.
     pub resources: Vec<Resource>,
+    /// What is done to the devices beside listing them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<Hooks>,
 }

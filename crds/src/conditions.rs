@@ -98,6 +98,8 @@ words! {
         NoDevices,
         /// Devices are Unhealthy.
         DevicesUnhealthy,
+        /// A node has fewer Healthy devices of a resource than `minDevices`.
+        TooFewDevices,
         /// The operator could not write an object; the message says which and why.
         WriteFailed,
         /// Nothing is wrong.
@@ -142,6 +144,10 @@ words! {
         AllHealthy,
         /// Some devices are Unhealthy.
         SomeUnhealthy,
+        /// Fewer devices are Healthy than the config wants.
+        TooFewDevices,
+        /// A container may have started with a device that was not reset for it.
+        StartedWithoutReset,
         /// No device was found for some resource.
         NoDevices,
         /// Device nodes were refused for what they are.

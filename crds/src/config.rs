@@ -5,6 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::hooks::Hooks;
 use crate::placement::AgentSettings;
 use crate::resource::Resource;
 use crate::rollout::RolloutSettings;
@@ -41,7 +42,11 @@ use crate::selector::LabelSelector;
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("!(has(self.nodeSelector) && has(self.machineConfigPoolSelector))")
-        .message("at most one of nodeSelector and machineConfigPoolSelector may be given")
+        .message("at most one of nodeSelector and machineConfigPoolSelector may be given"),
+    validation = Rule::new("!(has(self.hooks) && has(self.hooks.reset)) || self.resources.all(r, !has(r.replicas) || r.replicas == 1)")
+        .message("hooks.reset and replicas above 1 do not go together: it would reset a device under the containers that share it; leave one of them out"),
+    validation = Rule::new("(has(self.hooks) && has(self.hooks.toolsImage)) || self.resources.all(r, !has(r.healthCheck) || !has(r.healthCheck.command))")
+        .message("a healthCheck of type Exec runs a program of the tools image: hooks.toolsImage must be given")
 )]
 pub struct DevicePluginConfigSpec {
     /// Selects nodes by their labels. Left out or empty selects NOTHING. At most one of
@@ -60,10 +65,13 @@ pub struct DevicePluginConfigSpec {
     /// The resources to serve, 1 to 32, each name once.
     #[schemars(length(min = 1, max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub resources: Vec<Resource>,
+    /// What is done to the devices beside listing them. Left out: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<Hooks>,
     /// Settings of the agent's pods. Left out: the product's defaults.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<AgentSettings>,
-    /// How changes of `resources` and `agent` spread over the nodes. Left out: one node after the
+    /// How changes of `resources`, `hooks` and `agent` spread over the nodes. Left out: one node after the
     /// other, each judged before the next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<RolloutSettings>,

@@ -6,6 +6,10 @@
 pub mod agent_config;
 pub mod conditions;
 pub mod config;
+pub mod container;
+pub mod discovery;
+pub mod health;
+pub mod hooks;
 pub mod manifests;
 pub mod names;
 pub mod node;

@@ -59,16 +59,29 @@ pub mod paths {
     /// Where the node's `/dev` is mounted, read-only and whole: a single file mounted from it goes
     /// stale when udev makes the node anew.
     pub const HOST_DEV_DIR: &str = "/host/dev";
+    /// The kernel's devices (container): every container has the host's, read-only.
+    pub const SYSFS_DIR: &str = "/sys";
+    /// What the host's udev knows of devices (host and container).
+    pub const UDEV_DIR: &str = "/run/udev";
     /// Locks that the agents of a node share (host and container).
     pub const LOCK_DIR: &str = "/run/device-plugin-agent";
     /// What an agent remembers over restarts (host and container).
     pub const STATE_DIR: &str = "/var/lib/device-plugin-agent";
+    /// Where container runtimes read CDI specifications (host and container).
+    pub const CDI_DIR: &str = "/var/run/cdi";
     /// The kubelet's plugin directory, a compile-time constant of the kubelet (container; the
     /// host's directory is a value of the chart).
     pub const DEVICE_PLUGIN_DIR: &str = "/var/lib/kubelet/device-plugins";
     /// The directory of the kubelet's pod-resources socket (container).
     pub const POD_RESOURCES_DIR: &str = "/var/lib/kubelet/pod-resources";
+    /// Where the runner's socket is, in the agent's and the runner's container.
+    pub const RUNNER_SOCKET_DIR: &str = "/run/device-plugin-runner";
+    /// Where our program is in containers of other images.
+    pub const RUNNER_PROGRAM_DIR: &str = "/opt/device-plugin-agent";
 }
+
+/// Name of the runner's socket in its directory.
+pub const RUNNER_SOCKET: &str = "runner.sock";
 
 /// Environment variables of the agent's container.
 pub mod agent_env {

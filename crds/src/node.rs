@@ -207,6 +207,38 @@ pub struct AgentReport {
     /// Whether there are more devices than `devices` lists.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
+    /// The hook that ended last; absent while none has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_hook: Option<LastHook>,
+}
+
+/// How a hook ended.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LastHook {
+    /// Which one: `init`, `reset` or `release`.
+    pub name: String,
+    /// The resource of the device.
+    pub resource: String,
+    /// Id of the device.
+    pub device: String,
+    /// `Succeeded` or `Failed`.
+    pub result: HookResult,
+    /// How long it took, in milliseconds.
+    pub duration_millis: i64,
+    /// Why it failed; empty otherwise.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 1024))]
+    pub message: String,
+}
+
+/// How a hook ended.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum HookResult {
+    /// It did what it was to do.
+    Succeeded,
+    /// It did not.
+    Failed,
 }
 
 /// An agent's report in three numbers.
@@ -327,6 +359,9 @@ pub struct DeviceReport {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 256))]
     pub reason: String,
+    /// The NUMA node that it is near to; absent where the kernel names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub numa_node: Option<i32>,
     /// Paths of its device nodes on the host.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]

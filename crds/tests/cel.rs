@@ -8,6 +8,12 @@
     reason = "a test that meets the unexpected fails"
 )]
 
+#[path = "support/container.rs"]
+mod container;
+#[path = "support/health.rs"]
+mod health;
+#[path = "support/hooks.rs"]
+mod hooks;
 #[path = "support/validation.rs"]
 mod validation;
 
@@ -88,16 +94,12 @@ const NAME: &str = "/spec/resources/0/name";
 const GLOBS: &str = "/spec/resources/0/discovery/paths/globs";
 const EXCLUDE: &str = "/spec/resources/0/discovery/paths/exclude";
 const EXPRESSIONS: &str = "/spec/nodeSelector/matchExpressions";
-const PERMISSIONS: &str = "/spec/resources/0/container/permissions";
-const PATH: &str = "/spec/resources/0/container/path";
-const ENV: &str = "/spec/resources/0/container/env";
 const TOLERATIONS: &str = "/spec/agent/tolerations";
 const IMAGE: &str = "/spec/agent/image";
 const UNHEALTHY: &str = "/spec/resources/0/discovery/simulated/unhealthy";
 
-fn env(value: &str) -> Value {
-    json!([{"name": "A", "value": value}])
-}
+const PCI: &str = "/spec/resources/0/discovery/pci";
+const ID_FROM: &str = "/spec/resources/0/idFrom";
 
 fn config_refusals() -> Vec<Refusal> {
     let long_name: &'static str = "nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn";
@@ -219,7 +221,7 @@ fn resource_refusals() -> Vec<Refusal> {
             "/spec/resources/0/discovery/simulated",
             json!({"count": 1}),
             "spec.resources[0].discovery",
-            &["exactly one kind of discovery", "paths or simulated"],
+            &["exactly one kind of discovery", "pci, usb or simulated"],
         ),
         refusal(
             "/spec/resources/0/discovery",
@@ -276,52 +278,6 @@ fn path_refusals() -> Vec<Refusal> {
     ]
 }
 
-fn container_refusals() -> Vec<Refusal> {
-    let permissions = "spec.resources[0].container.permissions";
-    let path = "spec.resources[0].container.path";
-    let value = "spec.resources[0].container.env[0].value";
-    let unknown: &[&str] = &[
-        "unknown expansion",
-        "$(DEVICE_IDS) and $(DEVICE_PATHS)",
-        "$$(",
-    ];
-    vec![
-        refusal(
-            PERMISSIONS,
-            json!("wr"),
-            permissions,
-            &["\"wr\"", "such as rw"],
-        ),
-        refusal(
-            PERMISSIONS,
-            json!("rr"),
-            permissions,
-            &["\"rr\"", "at most once"],
-        ),
-        refusal(
-            PERMISSIONS,
-            json!("x"),
-            permissions,
-            &["\"x\"", "any of r, w and m"],
-        ),
-        refusal(
-            PATH,
-            json!("dev/card"),
-            path,
-            &["\"dev/card\"", "absolute path", "/dev/cards/"],
-        ),
-        refusal(PATH, json!("/"), path, &["\"/\"", "absolute path"]),
-        refusal(
-            PATH,
-            json!("/dev/../a"),
-            path,
-            &["\"/dev/../a\"", "segments . and .."],
-        ),
-        refusal(ENV, env("$(DEVICES)"), value, unknown),
-        refusal(ENV, env("a$$$(HOME)"), value, unknown),
-    ]
-}
-
 fn agent_refusals() -> Vec<Refusal> {
     let field = "spec.agent.tolerations[0]";
     vec![
@@ -360,6 +316,41 @@ fn simulated_refusals() -> Vec<Refusal> {
         field,
         &["less than count"],
     )]
+}
+
+/// Devices by what the kernel says of them.
+fn pci() -> Value {
+    let mut config = config();
+    config["spec"]["resources"][0]["discovery"] = json!({"pci": [{"vendor": "8086"}]});
+    config
+}
+
+fn pci_refusals() -> Vec<Refusal> {
+    let words: &[&str] = &["at least one of vendor, device, class and driver", "8086"];
+    let field = "spec.resources[0].discovery.pci[0]";
+    vec![
+        refusal(PCI, json!([{}]), field, words),
+        refusal(PCI, json!([{"vendor": "", "driver": ""}]), field, words),
+        refusal(
+            "/spec/resources/0/discovery/usb",
+            json!([{"vendor": "0403"}]),
+            "spec.resources[0].discovery",
+            &["exactly one kind of discovery"],
+        ),
+    ]
+}
+
+fn id_refusals() -> Vec<Refusal> {
+    let field = "spec.resources[0]";
+    let words: &[&str] = &["idFrom must be Auto", "not Serial", "ids of their own"];
+    vec![refusal(ID_FROM, json!("Serial"), field, words)]
+}
+
+fn groups() -> Value {
+    let mut config = config();
+    let groups = json!([{"id": "card0", "paths": ["/dev/a0", "/dev/b0"]}]);
+    config["spec"]["resources"][0]["discovery"] = json!({ "groups": groups });
+    config
 }
 
 fn pool_refusals() -> Vec<Refusal> {
@@ -419,13 +410,20 @@ fn all() -> Vec<(Value, Vec<Refusal>)> {
     of_config.extend(selector_refusals());
     of_config.extend(resource_refusals());
     of_config.extend(path_refusals());
-    of_config.extend(container_refusals());
+    of_config.extend(container::refusals());
     of_config.extend(agent_refusals());
     of_config.extend(rollout_refusals());
     vec![
         (config(), of_config),
         (by_pools(), by_pools_refusals()),
         (simulated(), simulated_refusals()),
+        (simulated(), id_refusals()),
+        (groups(), id_refusals()),
+        (pci(), pci_refusals()),
+        (hooks::config(), hooks::refusals()),
+        (health::checked(), health::refusals()),
+        (health::probed(), health::probe_refusals()),
+        (health::shared(), health::shared_refusals()),
         (pool(), pool_refusals()),
     ]
 }
@@ -489,24 +487,21 @@ fn right_values_are_accepted() {
             json!(["/dev/**", "/dev/{a,b}[0-9]", "/dev/..a", "/dev/a..b"]),
         ),
         (EXCLUDE, json!(["/dev/ttyUSB0"])),
-        (PERMISSIONS, json!("r")),
-        (PERMISSIONS, json!("rwm")),
-        (PATH, json!("")),
-        (PATH, json!("/dev/cards/")),
-        (ENV, env("$(DEVICE_IDS):$(DEVICE_PATHS)")),
-        (ENV, env("cost: 5$, $$(HOME), $$$(DEVICE_IDS)$")),
-        (ENV, env("")),
         (
             TOLERATIONS,
             json!([{"operator": "Exists"}, {"key": "a", "value": "b"}]),
         ),
         (IMAGE, json!("registry.example.com:5000/agent@sha256:0123")),
     ];
-    for (pointer, value) in accepted {
+    for (pointer, value) in accepted.iter().chain(&container::accepted()) {
         let mut object = config();
         put(&mut object, pointer, value.clone());
         let said = complaints(&object);
         assert!(said.is_empty(), "{pointer} = {value}: {said:#?}");
+    }
+    for object in health::attributes() {
+        let said = complaints(&object);
+        assert!(said.is_empty(), "{object:#}: {said:#?}");
     }
     let mut without_selector = config();
     without_selector["spec"] = json!({"resources": config()["spec"]["resources"]});
@@ -514,6 +509,36 @@ fn right_values_are_accepted() {
     let mut unhealthy = simulated();
     put(&mut unhealthy, UNHEALTHY, json!([0, 1]));
     assert!(complaints(&unhealthy).is_empty());
+    for id_from in ["Auto", "Serial", "BusPath", "DevicePath"] {
+        let mut pci = pci();
+        put(&mut pci, ID_FROM, json!(id_from));
+        assert!(complaints(&pci).is_empty());
+    }
+    for matcher in [
+        json!([{"vendor": "8086"}, {"device": "56c0"}]),
+        json!([{"class": "03"}, {"driver": "vfio-pci"}]),
+    ] {
+        let mut pci = pci();
+        put(&mut pci, PCI, matcher);
+        assert!(complaints(&pci).is_empty());
+    }
+    for discovery in [
+        json!({"udev": {"subsystem": "tty", "attributes": {"../idVendor": "0403"}}}),
+        json!({"usb": [{"vendor": "0403", "serial": "A10K"}]}),
+    ] {
+        let mut config = config();
+        put(&mut config, "/spec/resources/0/discovery", discovery);
+        assert!(complaints(&config).is_empty());
+    }
+    let mut auto = groups();
+    put(&mut auto, ID_FROM, json!("Auto"));
+    assert!(complaints(&auto).is_empty());
+    for (pointer, value) in hooks::accepted() {
+        let mut object = hooks::config();
+        put(&mut object, pointer, value.clone());
+        let said = complaints(&object);
+        assert!(said.is_empty(), "{pointer} = {value}: {said:#?}");
+    }
     let mut longest = pool();
     longest["metadata"]["name"] = json!("p".repeat(63));
     assert!(complaints(&longest).is_empty());

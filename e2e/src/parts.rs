@@ -95,7 +95,7 @@ impl Survey {
         let mut paths = self.found;
         if !self.missing.is_empty() {
             let _lock = cache.lock(progress)?;
-            build::parts(&self.missing, cache, progress)?;
+            build::parts(&with_device_managers(&self.missing), cache, progress)?;
         }
         for part in self.missing {
             let directory = cache.part_directory(part);
@@ -114,6 +114,34 @@ impl Survey {
         }
         Ok(Binaries { paths })
     }
+}
+
+/// `parts` and the device managers whose packages are compiled with them: linked now they cost
+/// seconds, on their own minutes.
+fn with_device_managers(parts: &[&'static Part]) -> Vec<&'static Part> {
+    let shared = catalogue::DEVICE_MANAGERS
+        .iter()
+        .filter(|manager| parts.iter().any(|part| part.directory == manager.directory));
+    parts.iter().copied().chain(shared).collect()
+}
+
+/// The device managers of all versions, built where they are missing: the version of each, and its
+/// file.
+pub fn device_managers(cache: &Cache, progress: &Progress) -> Result<Vec<(&'static str, PathBuf)>> {
+    let file = |part: &Part| {
+        let name = Program::DeviceManager.file_name();
+        cache.part_directory(part).join(name)
+    };
+    let parts = &catalogue::DEVICE_MANAGERS;
+    let missing: Vec<&Part> = parts.iter().filter(|part| !file(part).exists()).collect();
+    if !missing.is_empty() {
+        let _lock = cache.lock(progress)?;
+        build::parts(&missing, cache, progress)?;
+    }
+    Ok(parts
+        .iter()
+        .map(|part| (part.version(), file(part)))
+        .collect())
 }
 
 /// The directories of existing binaries: the one asked for, then the one that envtest users have
@@ -164,5 +192,18 @@ mod tests {
             Some(assets.as_path())
         );
         Ok(())
+    }
+
+    #[test]
+    fn device_managers_are_built_with_the_kubelet_of_their_version() {
+        let names = |parts: &[&'static Part]| -> Vec<_> {
+            let all = with_device_managers(parts);
+            all.iter().map(|part| part.name).collect()
+        };
+        assert_eq!(
+            names(&[&catalogue::PREVIOUS_KUBERNETES, &catalogue::HELM]),
+            ["kubernetes-1.36", "helm", "device-manager-1.36"]
+        );
+        assert_eq!(names(&[&catalogue::ETCD]), ["etcd"]);
     }
 }

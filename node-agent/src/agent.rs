@@ -7,17 +7,30 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow};
 use crds::{AgentConfig, Resource};
 use daemon::{Logs, Readiness, Stop};
+use node_agent_core::advertised::Sharing;
+use node_agent_core::care::Care;
+use node_agent_core::preferred::is_offered;
 use node_agent_core::report::Identity;
+use node_agent_core::resource_name;
 use node_agent_core::role::InitialRole;
-use tokio::sync::{Notify, watch};
+use node_agent_core::seen::Standing;
+use node_agent_core::work::{Probes, Rules};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::actions::{Actions, Reading, init_hash};
 use crate::allocations::{self, Held, PodResources, Polling};
 use crate::board::Board;
+use crate::cdi::CdiFile;
+use crate::claim_table::{self, ClaimTable};
+use crate::claims::SharedClaims;
 use crate::comparer::{Comparer, SentLists};
 use crate::devices::{Devices, Shared};
 use crate::farewell::{self, Farewell, LastWord};
 use crate::file_events::{self, FileEvents};
+use crate::given::Given;
+use crate::hook_record::HookRecord;
+use crate::hooks::{Means, Tending};
 use crate::host_dev::HostDev;
 use crate::metrics::Metrics;
 use crate::node_object::ObjectSeen;
@@ -26,9 +39,16 @@ use crate::plugin_directory::{self, View};
 use crate::plugin_service::Answers;
 use crate::registrar::Registrar;
 use crate::reporter::Reporter;
+use crate::resets::Resets;
 use crate::roles::{Found, Keeper, Roles};
+use crate::runner::Runner;
 use crate::settings::{ApiAccess, Settings};
 use crate::state_file::StateFile;
+use crate::sysfs::Sysfs;
+use crate::uevents::{self, Messages, Uevents};
+
+/// Resets that may wait to be asked for. Whoever asks for more waits a little longer.
+const RESETS_WAITING: usize = 64;
 
 /// What an agent needs to run.
 pub struct Agent {
@@ -55,10 +75,16 @@ pub struct Agent {
 /// What all resources of the agent share.
 struct Common {
     settings: Settings,
+    config: AgentConfig,
+    boot_id: String,
     host_dev: HostDev,
+    sysfs: Sysfs,
     events: FileEvents,
+    uevents: Uevents,
+    claims: SharedClaims,
     view: watch::Receiver<View>,
     held: watch::Receiver<Held>,
+    readings: watch::Receiver<u64>,
     allocated: Arc<Notify>,
     pod_resources: PodResources,
     state: Arc<StateFile>,
@@ -90,8 +116,9 @@ pub async fn run(agent: Agent, stop: Stop) -> Result<()> {
     };
     let timing = settings.timing.clone();
     let (object, object_seen) = watch::channel(ObjectSeen::default());
-    let given = Given {
+    let given = Foundation {
         config: &config,
+        boot_id: identity.boot_id.clone(),
         initial,
         object: object_seen,
         metrics: metrics.clone(),
@@ -120,6 +147,12 @@ pub async fn run(agent: Agent, stop: Stop) -> Result<()> {
     }
     let mut displaced = BTreeMap::new();
     for resource in config.resources {
+        if let Some(problem) = resource_name::problem(&resource.name) {
+            tracing::error!(resource = resource.name, problem, "never registered");
+            let refused = Standing::Refused(problem);
+            common.board.standing(&resource.name, refused);
+            continue;
+        }
         let again = Arc::new(Notify::new());
         common.start(&resource, again.clone(), &mut tasks, &stop);
         displaced.insert(resource.name, again);
@@ -130,8 +163,9 @@ pub async fn run(agent: Agent, stop: Stop) -> Result<()> {
 }
 
 /// What an agent was given that its parts share.
-struct Given<'a> {
+struct Foundation<'a> {
     config: &'a AgentConfig,
+    boot_id: String,
     initial: InitialRole,
     object: watch::Receiver<ObjectSeen>,
     metrics: Metrics,
@@ -139,9 +173,10 @@ struct Given<'a> {
 
 impl Common {
     /// Starts what all resources share.
-    fn new(settings: Settings, given: Given<'_>, tasks: &mut Tasks) -> Self {
-        let Given {
+    fn new(settings: Settings, given: Foundation<'_>, tasks: &mut Tasks) -> Self {
+        let Foundation {
             config,
+            boot_id,
             initial,
             object,
             metrics,
@@ -169,12 +204,14 @@ impl Common {
         let pod_resources =
             PodResources::new(&settings.pod_resources_dir, timing.pod_resources_call);
         let (reads, held) = watch::channel(Held::None);
+        let (counted, readings) = watch::channel(0);
         let allocated = Arc::new(Notify::new());
         let (asked, soon) = (pod_resources.clone(), allocated.clone());
         let polling = Polling {
             pod_resources: asked,
             resources: names,
             held: reads,
+            readings: counted,
             allocated: soon,
             board: board.clone(),
             timing: timing.clone(),
@@ -195,12 +232,23 @@ impl Common {
             found: Found::default(),
         });
         let host_dev = HostDev::new(settings.host_dev_dir.clone());
+        let (sysfs, udev) = (settings.sysfs_dir.clone(), settings.udev_dir.clone());
+        let sysfs = Sysfs::new(sysfs, udev, host_dev.clone());
+        let uevents = opened_uevents(&settings, tasks);
+        let (lock_dir, name) = (settings.lock_dir.clone(), config.config.clone());
+        let table = ClaimTable::new(lock_dir, name, claim_table::ENDED_GRACE);
         Self {
             settings,
+            config: config.clone(),
+            boot_id,
             host_dev,
+            sysfs,
             events,
+            uevents,
+            claims: SharedClaims::new(table),
             view,
             held,
+            readings,
             allocated,
             pod_resources,
             state,
@@ -241,22 +289,36 @@ impl Common {
     fn start(&self, resource: &Resource, displaced: Arc<Notify>, tasks: &mut Tasks, stop: &Stop) {
         let timing = &self.settings.timing;
         let look_again = Arc::new(Notify::new());
+        let claims = self.claims.next(&resource.name, look_again.clone());
+        let given = Given::new(timing.given);
+        let (tending, resets) = self.tending(resource, &given);
         let shared = Shared {
             host_dev: self.host_dev.clone(),
+            sysfs: self.sysfs.clone(),
+            uevents: self.uevents.clone(),
             events: self.events.subscribe(|_| true),
             held: self.held.clone(),
             look_again: look_again.clone(),
+            claims: claims.clone(),
+            tending,
             board: self.board.clone(),
             between_looks: timing.between_looks,
+            second: timing.second,
         };
         let devices = Devices::new(resource, shared);
+        let cdi = CdiFile::new(&self.settings.cdi_dir, resource, self.board.clone());
         let answers = Answers {
             resource: resource.name.clone(),
             access: resource.container_access(),
+            preference: is_offered(resource).then_some(resource.preferred_allocation),
+            cdi: cdi.map(Arc::new),
             inventory: devices.subscribe(),
             host_dev: self.host_dev.clone(),
             look_again,
+            claims,
             allocated: self.allocated.clone(),
+            given,
+            resets,
             sent: self.sent.clone(),
             metrics: self.metrics.clone(),
             between_messages: timing.between_messages,
@@ -277,6 +339,58 @@ impl Common {
         tasks.spawn("devices", without_error(devices.keep(stop.clone())));
         tasks.spawn("registrar", without_error(registrar.keep(stop.clone())));
     }
+
+    /// What looks after the devices of a resource, and how to have them reset.
+    fn tending(&self, resource: &Resource, given: &Given) -> (Tending, Option<Resets>) {
+        let Self {
+            settings, config, ..
+        } = self;
+        let timing = &settings.timing;
+        let hooks = config.hooks.clone().unwrap_or_default();
+        let rules = Rules {
+            probes: Probes::of(&resource.health_check()),
+            init: init_hash(&hooks),
+            reset: hooks.reset.is_some(),
+            release: hooks.release.is_some(),
+            boot_id: self.boot_id.clone(),
+            pace: timing.hook_retry,
+            reset_grace: timing.reset_grace,
+        };
+        let (requests, requested) = mpsc::channel(RESETS_WAITING);
+        let resets = rules.reset.then(|| Resets {
+            requests,
+            given: given.clone(),
+            limit: timing.prepare,
+        });
+        let actions = Actions {
+            resource: resource.name.clone(),
+            check: resource.health_check(),
+            hooks,
+            runner: Runner::new(settings.runner_socket.clone()),
+            host_dev: self.host_dev.clone(),
+            sysfs_dir: settings.sysfs_dir.clone(),
+            second: timing.second,
+            reading: Reading::default(),
+        };
+        let tending = Tending::new(Means {
+            has_hooks: rules.has_hooks(),
+            has_probes: rules.probes.is_some(),
+            care: Care::new(rules),
+            sharing: Sharing::new(resource),
+            actions,
+            given: given.clone(),
+            record: HookRecord::new(&settings.state_dir, config, &resource.name),
+            roles: self.roles.clone(),
+            requests: requested,
+            readings: self.readings.clone(),
+            read_soon: self.allocated.clone(),
+            sent: self.sent.subscribe(),
+            plugin_dir: settings.plugin_dir.clone(),
+            board: self.board.clone(),
+            metrics: self.metrics.clone(),
+        });
+        (tending, resets)
+    }
 }
 
 /// The kernel's file events, or none where the node has no instance left.
@@ -287,12 +401,36 @@ fn opened_events(settings: &Settings, tasks: &mut Tasks) -> FileEvents {
     match FileEvents::open() {
         Ok((events, stream)) => {
             // Ends only where events cannot be read: polling goes on.
-            tasks.set_aside(file_events::delivered(events.clone(), stream));
+            tasks.set_aside(
+                "file events",
+                file_events::delivered(events.clone(), stream),
+            );
             events
         }
         Err(error) => {
             tracing::warn!(%error, "no file events (fs.inotify.max_user_instances): polling instead");
             FileEvents::none()
+        }
+    }
+}
+
+/// The kernel's device events, or none where it does not tell them.
+fn opened_uevents(settings: &Settings, tasks: &mut Tasks) -> Uevents {
+    if !settings.device_events {
+        return Uevents::none();
+    }
+    match Messages::open() {
+        Ok(messages) => {
+            let uevents = Uevents::new();
+            tasks.set_aside(
+                "device events",
+                uevents::delivered(uevents.clone(), messages),
+            );
+            uevents
+        }
+        Err(error) => {
+            tracing::warn!(%error, "no device events: polling instead");
+            Uevents::none()
         }
     }
 }
@@ -318,9 +456,9 @@ impl Tasks {
     }
 
     /// Runs a task that may end whenever it likes.
-    fn set_aside(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+    fn set_aside(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
-        self.spawn("file events", async move {
+        self.spawn(name, async move {
             tokio::select! {
                 () = stop.requested() => {}
                 () = async { task.await; std::future::pending().await } => {}

@@ -18,6 +18,7 @@ use crate::board::Board;
 use crate::error_chain::chained;
 use crate::random::jitter;
 use crate::settings::{Drain, Timing};
+use crate::tick;
 
 /// The kubelet's own clients read messages of up to this size.
 const MESSAGE_MAX: usize = 16 << 20;
@@ -214,6 +215,8 @@ pub struct Polling {
     pub resources: BTreeSet<String>,
     /// Where the answer is published.
     pub held: watch::Sender<Held>,
+    /// How often there was an answer. Two in a row may be the same.
+    pub readings: watch::Sender<u64>,
     /// Told after every Allocate.
     pub allocated: Arc<Notify>,
     /// Where it is posted whether there are answers.
@@ -243,6 +246,7 @@ impl Polling {
                     answered = true;
                     all.retain(|resource, _| self.resources.contains(resource));
                     publish(&self.held, all);
+                    self.readings.send_modify(|count| *count += 1);
                     self.board.pod_resources(Ok(()));
                     timing.allocations_poll
                 }
@@ -267,8 +271,14 @@ impl Polling {
                 self.allocated.notified().await;
                 tokio::time::sleep(timing.after_allocate).await;
             };
+            let next = async {
+                match failures {
+                    0 => tick::round(wait).await,
+                    _ => tokio::time::sleep(wait).await,
+                }
+            };
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
+                () = next => {}
                 () = soon, if failures == 0 => {}
             }
         }

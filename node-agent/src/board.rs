@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crds::node::LastHook;
 use node_agent_core::seen::{Part, ResourceSeen, Seen, Standing};
 use tokio::sync::watch;
 
@@ -71,6 +72,11 @@ impl Board {
             seen.pod_resources = answered;
             changed
         });
+    }
+
+    /// Posts how a hook ended.
+    pub fn last_hook(&self, hook: LastHook) {
+        self.seen.send_modify(|seen| seen.last_hook = Some(hook));
     }
 
     /// Posts where a registration stands; tells whether that is news.

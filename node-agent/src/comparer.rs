@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use node_agent_core::comparison::{Comparison, Limits, Reading, Verdict};
 use node_agent_core::inventory::Inventory;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use crate::allocations::{Listed, PodResources};
 use crate::board::Board;
@@ -20,6 +20,7 @@ use crate::error_chain::chained;
 use crate::metrics::Metrics;
 use crate::plugin_directory;
 use crate::random::jitter;
+use crate::tick;
 
 /// What the kubelet was sent, by resource, while it reads.
 pub type SentLists = BTreeMap<String, Sent>;
@@ -85,7 +86,7 @@ impl Comparer {
             let due = comparisons.due();
             let reading_is_due = async {
                 match due {
-                    Some(due) => sleep_until(due).await,
+                    Some(due) => tick::until(due).await,
                     None => std::future::pending().await,
                 }
             };
@@ -218,7 +219,7 @@ impl Comparisons {
 }
 
 fn healthy(inventory: &Inventory) -> BTreeSet<String> {
-    let devices = inventory.devices.iter();
-    let healthy = devices.filter(|(_, device)| device.health == Health::Healthy);
-    healthy.map(|(id, _)| id.clone()).collect()
+    let listed = inventory.advertised();
+    let healthy = listed.filter(|one| one.health == Health::Healthy);
+    healthy.map(|one| one.id.into_owned()).collect()
 }

@@ -111,6 +111,11 @@ impl HostDev {
         }
     }
 
+    /// The directory, at its place here, that a path of the host is in.
+    pub fn parent(&self, path: &str) -> Option<PathBuf> {
+        self.place(path).parent().map(Path::to_owned)
+    }
+
     fn list(
         &self,
         directory: &str,

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 /// a file that nobody else can find.
 #[derive(Debug)]
 pub struct FileLock {
-    _file: File,
+    file: File,
 }
 
 impl FileLock {
@@ -39,13 +39,18 @@ impl FileLock {
             let held = file.metadata()?;
             match fs::metadata(&path) {
                 Ok(there) if (there.dev(), there.ino()) == (held.dev(), held.ino()) => {
-                    return Ok(Some(Self { _file: file }));
+                    return Ok(Some(Self { file }));
                 }
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// The file.
+    pub fn file(&self) -> &File {
+        &self.file
     }
 
     /// Whether another process holds the lock of a file. The file is not made for it. Whoever asks

@@ -1,5 +1,6 @@
 //! `device-plugin-agent`: serves the devices of one node for one config.
 
+use std::ffi::OsString;
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use crds::AgentConfig;
 use crds::names::{HTTP_PORT, agent_env, paths};
 use daemon::{Logs, Readiness, Stop};
 use node_agent::metrics::Metrics;
+use node_agent::runner::command::Command;
 use node_agent::settings::{Settings, default_config_file};
 use node_agent::{Agent, ApiAccess, run};
 use node_agent_core::report::Identity;
@@ -23,7 +25,12 @@ const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// Serves a node's devices to its kubelet, as a DevicePluginConfig says.
 #[derive(Debug, Parser)]
-#[command(name = "device-plugin-agent", version)]
+#[command(
+    name = "device-plugin-agent",
+    version,
+    after_help = "Also: run-hooks, install-runner and run-driver, each with --help, for the other \
+                  containers of the agent's pod."
+)]
 struct Flags {
     /// Name of the config that this agent serves.
     #[arg(long, env = agent_env::CONFIG)]
@@ -53,6 +60,18 @@ struct Flags {
     /// Where the host's /dev is mounted.
     #[arg(long, default_value = paths::HOST_DEV_DIR)]
     host_dev_dir: PathBuf,
+    /// Where sysfs is mounted.
+    #[arg(long, default_value = paths::SYSFS_DIR)]
+    sysfs_dir: PathBuf,
+    /// Where the host's /run/udev is mounted, if it is.
+    #[arg(long, default_value = paths::UDEV_DIR)]
+    udev_dir: PathBuf,
+    /// Where CDI specifications are written.
+    #[arg(long, default_value = paths::CDI_DIR)]
+    cdi_dir: PathBuf,
+    /// The runner's socket [default: where the pod's other container has it].
+    #[arg(long)]
+    runner_socket: Option<PathBuf>,
     /// Where the locks are that the agents of a node share.
     #[arg(long, default_value = paths::LOCK_DIR)]
     lock_dir: PathBuf,
@@ -65,11 +84,18 @@ struct Flags {
 }
 
 fn main() -> ExitCode {
-    match start() {
+    // An agent has flags only.
+    let is_command = |word: OsString| !word.as_encoded_bytes().starts_with(b"-");
+    let (ended, what) = if std::env::args_os().nth(1).is_some_and(is_command) {
+        (Command::parse().run(), "the command failed")
+    } else {
+        (start(), "the agent ends")
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let error = format!("{error:#}");
-            tracing::error!(error, "the agent ends");
+            tracing::error!(error, "{what}");
             ExitCode::FAILURE
         }
     }
@@ -120,14 +146,19 @@ async fn serve(flags: Flags, config: AgentConfig, logs: Logs) -> Result<()> {
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         boot_id: boot_id(),
     };
+    let defaults = Settings::default();
     let agent = Agent {
         settings: Settings {
             plugin_dir: flags.plugin_dir,
             pod_resources_dir: flags.pod_resources_dir,
             host_dev_dir: flags.host_dev_dir,
+            sysfs_dir: flags.sysfs_dir,
+            udev_dir: flags.udev_dir,
+            cdi_dir: flags.cdi_dir,
+            runner_socket: flags.runner_socket.unwrap_or(defaults.runner_socket),
             lock_dir: flags.lock_dir,
             state_dir: flags.state_dir,
-            ..Settings::default()
+            ..defaults
         },
         config,
         identity,

@@ -8,7 +8,9 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use crds::node::Health;
+use node_agent_core::health::Ended;
 use node_agent_core::seen::Seen;
+use node_agent_core::work::Work;
 
 const PREFIX: &str = "device_plugin_agent";
 
@@ -43,6 +45,23 @@ const DISPLACED: (&str, &str) = (
     "device_plugin_agent_displaced_total",
     "Registrations repeated because the kubelet listed other devices, by resource",
 );
+/// Probes since the start, by resource and result: `passed`, `failed`, `not_run` (which says nothing of
+/// the device).
+const PROBES: (&str, &str) = (
+    "device_plugin_agent_probes_total",
+    "Probes of devices, by resource and result",
+);
+/// Hooks since the start, by resource, hook (`init`, `reset`, `release`) and result: `passed`,
+/// `failed`, `not_run`.
+const HOOKS: (&str, &str) = (
+    "device_plugin_agent_hooks_total",
+    "Hooks that ended, by resource, hook and result",
+);
+/// Devices of containers that may have started without their reset, by resource.
+const STARTED_WITHOUT_RESET: (&str, &str) = (
+    "device_plugin_agent_started_without_reset",
+    "Devices of containers that may have started without a reset, by resource",
+);
 /// 1, with the agent's version and revision as labels.
 const BUILD_INFO: (&str, &str) = (
     "device_plugin_agent_build_info",
@@ -57,6 +76,9 @@ pub const METRICS: &[(&str, &str)] = &[
     ALLOCATIONS,
     STREAM_LOST,
     DISPLACED,
+    PROBES,
+    HOOKS,
+    STARTED_WITHOUT_RESET,
     BUILD_INFO,
 ];
 
@@ -68,6 +90,13 @@ struct ResourceLabel {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ResultLabels {
     resource: String,
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct HookLabels {
+    resource: String,
+    hook: &'static str,
     result: &'static str,
 }
 
@@ -106,6 +135,9 @@ pub struct Metrics {
     allocations: Family<ResultLabels, Counter>,
     stream_lost: Family<ResourceLabel, Counter>,
     displaced: Family<ResourceLabel, Counter>,
+    probes: Family<ResultLabels, Counter>,
+    hooks: Family<HookLabels, Counter>,
+    started_without_reset: Family<ResourceLabel, Gauge>,
 }
 
 impl Metrics {
@@ -126,6 +158,13 @@ impl Metrics {
         registry.register(short(ALLOCATIONS), ALLOCATIONS.1, self.allocations.clone());
         registry.register(short(STREAM_LOST), STREAM_LOST.1, self.stream_lost.clone());
         registry.register(short(DISPLACED), DISPLACED.1, self.displaced.clone());
+        registry.register(short(PROBES), PROBES.1, self.probes.clone());
+        registry.register(short(HOOKS), HOOKS.1, self.hooks.clone());
+        registry.register(
+            short(STARTED_WITHOUT_RESET),
+            STARTED_WITHOUT_RESET.1,
+            self.started_without_reset.clone(),
+        );
         registry.register(short(BUILD_INFO), BUILD_INFO.1, build);
     }
 
@@ -174,12 +213,34 @@ impl Metrics {
             .inc();
     }
 
+    /// Counts a probe or a hook.
+    pub fn work(&self, resource: &str, work: Work, ended: &Ended) {
+        let resource = resource.to_owned();
+        let result = match ended {
+            Ended::Passed => "passed",
+            Ended::Failed(_) => "failed",
+            Ended::NotRun(_) => "not_run",
+        };
+        if work == Work::Probe {
+            let labels = ResultLabels { resource, result };
+            self.probes.get_or_create(&labels).inc();
+        } else {
+            let labels = HookLabels {
+                resource,
+                hook: work.as_str(),
+                result,
+            };
+            self.hooks.get_or_create(&labels).inc();
+        }
+    }
+
     /// Shows what was seen. An agent that only stands by tells nothing of devices and registrations:
     /// who looks for trouble must not find it there.
     pub fn show(&self, seen: &Seen) {
         if !seen.part.role.may_keep() {
             self.registered.clear();
             self.devices.clear();
+            self.started_without_reset.clear();
             return;
         }
         for (name, resource) in &seen.resources {
@@ -188,8 +249,11 @@ impl Metrics {
                 resource: name.clone(),
             };
             self.registered.get_or_create(&label).set(registered);
+            let never_reset = i64::try_from(resource.never_reset.len()).unwrap_or(i64::MAX);
+            let gauge = self.started_without_reset.get_or_create(&label);
+            gauge.set(never_reset);
             let healthy = resource.inventory.healthy();
-            let unhealthy = resource.inventory.devices.len() - healthy;
+            let unhealthy = resource.inventory.total() - healthy;
             for (health, count) in [(Health::Healthy, healthy), (Health::Unhealthy, unhealthy)] {
                 let labels = HealthLabels {
                     resource: name.clone(),
@@ -230,6 +294,8 @@ mod tests {
         metrics.allocation("a.com/x", AllocationResult::Given);
         metrics.stream_lost("a.com/x");
         metrics.displaced("a.com/x");
+        metrics.work("a.com/x", Work::Probe, &Ended::Passed);
+        metrics.work("a.com/x", Work::Reset, &Ended::Failed(String::new()));
         let seen = [("a.com/x".to_owned(), Default::default())];
         metrics.show(&Seen {
             part: Part {

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::board::Board;
 use crate::file_events::Subscription;
+use crate::tick;
 
 /// Name of the kubelet's socket.
 pub const KUBELET_SOCKET: &str = "kubelet.sock";
@@ -100,7 +101,7 @@ pub async fn watch(
         tokio::select! {
             () = stop.requested() => return Ok(()),
             () = events.changed() => {}
-            () = tokio::time::sleep(poll) => {}
+            () = tick::round(poll) => {}
         }
     }
 }

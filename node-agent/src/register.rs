@@ -4,11 +4,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use proto::DEVICE_PLUGIN_VERSION;
-use proto::v1beta1::RegisterRequest;
 use proto::v1beta1::registration_client::RegistrationClient;
+use proto::v1beta1::{DevicePluginOptions, RegisterRequest};
 
 use crate::allocations::unix_endpoint;
-use crate::plugin_service::options;
 
 /// Why a registration failed.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +28,7 @@ pub async fn register(
     kubelet: &Path,
     endpoint: String,
     resource: String,
+    options: DevicePluginOptions,
     limit: Duration,
 ) -> Result<(), RegisterError> {
     let call = async {
@@ -40,7 +40,7 @@ pub async fn register(
             version: DEVICE_PLUGIN_VERSION.to_owned(),
             endpoint,
             resource_name: resource,
-            options: Some(options()),
+            options: Some(options),
         };
         let answer = RegistrationClient::new(channel).register(request).await;
         answer.map_err(|status| RegisterError::Refuse(told(&status)))?;

@@ -290,12 +290,13 @@ impl Loop<'_> {
         };
         let kubelet = self.registrar.plugin_dir.join(KUBELET_SOCKET);
         let resource = self.registrar.resource().to_owned();
+        let options = self.registrar.answers.options();
         let (endpoint, limit) = (
             server.name().to_owned(),
             self.registrar.timing.register_call,
         );
         tracing::debug!(resource, endpoint, "registering");
-        self.call = async move { register(&kubelet, endpoint, resource, limit).await }
+        self.call = async move { register(&kubelet, endpoint, resource, options, limit).await }
             .boxed()
             .fuse();
     }

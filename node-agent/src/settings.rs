@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crds::names::{AGENT_CONFIG_KEY, paths};
+use crds::names::{AGENT_CONFIG_KEY, RUNNER_SOCKET, paths};
 use node_agent_core::comparison;
 use node_agent_core::first_time::Patience;
 use node_agent_core::pace::Pace;
@@ -28,12 +28,22 @@ pub struct Settings {
     pub pod_resources_dir: PathBuf,
     /// Where the host's `/dev` is.
     pub host_dev_dir: PathBuf,
+    /// Where the host's sysfs is.
+    pub sysfs_dir: PathBuf,
+    /// Where the host's udev keeps what it knows at run time.
+    pub udev_dir: PathBuf,
+    /// The runner's socket.
+    pub runner_socket: PathBuf,
     /// Locks that the agents of a node share.
     pub lock_dir: PathBuf,
     /// What is remembered over restarts.
     pub state_dir: PathBuf,
-    /// Whether the kernel may be asked to tell of changes; without, everything is found by polling.
+    /// Where container runtimes read CDI specifications.
+    pub cdi_dir: PathBuf,
+    /// Whether the kernel may be asked to tell of changed directories; without, everything is found by polling.
     pub file_events: bool,
+    /// Whether the kernel may be asked to tell of changed devices; without, the same.
+    pub device_events: bool,
     /// How patient the agent is.
     pub timing: Timing,
 }
@@ -68,6 +78,19 @@ pub struct Timing {
     pub between_messages: Duration,
     /// Shortest time between two looks at `/dev`: a flapping device must not keep the agent busy.
     pub between_looks: Duration,
+    /// How long a second of the config is.
+    pub second: Duration,
+    /// Waits after a hook failed. A device that needs a person is tried every five minutes for ever.
+    pub hook_retry: Pace,
+    /// How long after a registration a container that held its device before may still wait for its
+    /// reset: half would accuse those that a kubelet which has just restarted is about to start,
+    /// twice as much only tells later.
+    pub reset_grace: Duration,
+    /// How long a device that was named in Allocate or PreStartContainer counts as held, whatever the
+    /// kubelet tells: a pod is active within a second or two, but its image is not pulled by then.
+    pub given: Duration,
+    /// Longest PreStartContainer: the kubelet itself gives up after 30 s.
+    pub prepare: Duration,
     /// How long a server may take to end its streams.
     pub close: Duration,
     /// How often reports may be written.
@@ -158,6 +181,14 @@ impl Default for Timing {
             pod_resources_call: seconds(10),
             between_messages: Duration::from_millis(500),
             between_looks: Duration::from_millis(100),
+            second: seconds(1),
+            hook_retry: Pace {
+                first: seconds(10),
+                limit: seconds(300),
+            },
+            reset_grace: seconds(60),
+            given: seconds(30),
+            prepare: seconds(25),
             close: seconds(1),
             reports: Rates::default(),
             api_retry: Pace {
@@ -175,9 +206,14 @@ impl Default for Settings {
             plugin_dir: PathBuf::from(paths::DEVICE_PLUGIN_DIR),
             pod_resources_dir: PathBuf::from(paths::POD_RESOURCES_DIR),
             host_dev_dir: PathBuf::from(paths::HOST_DEV_DIR),
+            sysfs_dir: PathBuf::from(paths::SYSFS_DIR),
+            udev_dir: PathBuf::from(paths::UDEV_DIR),
+            runner_socket: PathBuf::from(paths::RUNNER_SOCKET_DIR).join(RUNNER_SOCKET),
             lock_dir: PathBuf::from(paths::LOCK_DIR),
             state_dir: PathBuf::from(paths::STATE_DIR),
+            cdi_dir: PathBuf::from(paths::CDI_DIR),
             file_events: true,
+            device_events: true,
             timing: Timing::default(),
         }
     }

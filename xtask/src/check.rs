@@ -56,7 +56,13 @@ fn spelling() -> anyhow::Result<()> {
 fn lints() -> anyhow::Result<()> {
     run(cargo()
         .args(["clippy", "--workspace", "--all-targets"])
-        .args(["--features", "e2e/cluster", "--", "--deny", "warnings"]))
+        .args([
+            "--features",
+            "e2e/cluster,e2e/oracle",
+            "--",
+            "--deny",
+            "warnings",
+        ]))
 }
 
 fn cores_are_pure() -> anyhow::Result<()> {

@@ -3,9 +3,11 @@
 //! It knows nothing of clusters itself: what needs one is a program of the crate `e2e`, which is
 //! too heavy to be built before the first word is printed.
 
+mod bench;
 mod chart;
 mod check;
 mod forward;
+mod fuzz;
 mod generate;
 mod steps;
 mod suite;
@@ -55,6 +57,15 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Measure beside others, in one run: `agent [--peer 'NAME=COMMAND LINE'] [--rounds N]`.
+    Bench {
+        /// What is measured.
+        #[arg(value_enum)]
+        what: bench::What,
+        /// Handed to the benchmark.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Show the product on a local cluster: helm install, an applied config, a pod with its device.
     Demo,
 }
@@ -77,6 +88,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Test { only } => suite::run(&only),
         Task::Cluster { arguments } => forward::to("local-cluster", &[], &arguments),
         Task::Image { arguments } => forward::to("local-cluster", &["images"], &arguments),
+        Task::Bench { what, arguments } => bench::run(what, &arguments),
         Task::Demo => forward::to("demo", &[], &[]),
     }
 }

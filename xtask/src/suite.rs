@@ -6,6 +6,7 @@ use anyhow::ensure;
 use clap::ValueEnum;
 
 use crate::check;
+use crate::fuzz;
 use crate::steps::{Step, Steps, note};
 use crate::workspace::{cache, cargo, run as run_program};
 
@@ -18,6 +19,10 @@ pub enum Part {
     Unit,
     /// Rollouts in a simulated cluster, with faults by seed.
     Simulation,
+    /// Fuzzing of what the agent reads and did not write.
+    Fuzz,
+    /// What is true of kubelets, of their real device managers and of the one that is played in tests.
+    Oracle,
     /// Tests on a real local cluster; needs root, and replaces a local cluster that is running.
     Cluster,
 }
@@ -33,6 +38,8 @@ const SIMULATION: &[Step] = &[
 /// has found so far, and few enough for three minutes on two cores.
 const SEEDS: &str = "0..20000";
 
+const ORACLE: &[Step] = &[("oracle checks of kubelets", oracle)];
+
 const CLUSTER: &[Step] = &[
     ("images of the operator and the agent", images),
     ("tests on a real cluster", cluster),
@@ -44,6 +51,8 @@ pub fn run(only: &[Part]) -> anyhow::Result<()> {
         (Part::Check, check::STEPS),
         (Part::Unit, UNIT),
         (Part::Simulation, SIMULATION),
+        (Part::Fuzz, fuzz::STEPS),
+        (Part::Oracle, ORACLE),
         (Part::Cluster, CLUSTER),
     ];
     let wanted: Vec<&Step> = parts
@@ -96,6 +105,18 @@ fn seeds() -> anyhow::Result<()> {
             .args(["run", "--quiet", "--profile", "sim", "--package", SIMULATOR])
             .args(["--", "--seeds", SEEDS]),
     )
+}
+
+fn oracle() -> anyhow::Result<()> {
+    note("device managers that are missing are built first (a few minutes, once)");
+    run_program(cargo().args(["test", "--package", "e2e"]).args([
+        "--features",
+        "oracle",
+        "--test",
+        "oracle",
+        "--",
+        "--quiet",
+    ]))
 }
 
 /// The same as the cluster tests ask for: they find the work done.

@@ -11,6 +11,8 @@ use crate::workspace::{built, cache, cargo, output, output_with_progress, run};
 
 /// Checks licences, sources and bans of dependencies.
 const CARGO_DENY: &str = "0.20.2";
+/// Feeds inputs to fuzz targets and watches which code they reach.
+const CARGO_FUZZ: &str = "0.13.2";
 /// Finds misspelt words.
 const TYPOS: &str = "1.52.0";
 /// Holds the schemas of Kubernetes' own kinds.
@@ -18,17 +20,29 @@ const KUBERNETES_VALIDATE: &str = "1.37.0";
 
 /// cargo-deny, built from the crate registry.
 pub fn cargo_deny() -> anyhow::Result<PathBuf> {
-    let tools = cache()?.join(format!("tools/cargo-deny-{CARGO_DENY}"));
-    let program = tools.join("bin/cargo-deny");
+    cargo_program("cargo-deny", CARGO_DENY, "4 minutes")
+}
+
+/// cargo-fuzz, built from the crate registry.
+pub fn cargo_fuzz() -> anyhow::Result<PathBuf> {
+    cargo_program("cargo-fuzz", CARGO_FUZZ, "1 minute")
+}
+
+/// A program for cargo, installed if it is not there yet.
+fn cargo_program(name: &str, version: &str, time: &str) -> anyhow::Result<PathBuf> {
+    let tools = cache()?.join(format!("tools/{name}-{version}"));
+    let program = tools.join("bin").join(name);
     if !program.exists() {
-        note("installing cargo-deny from the crate registry (about 4 minutes, once)");
+        note(&format!(
+            "installing {name} from the crate registry (about {time}, once)"
+        ));
         run(cargo()
-            .args(["install", "--quiet", "--locked", "cargo-deny"])
-            .args(["--version", CARGO_DENY, "--root"])
+            .args(["install", "--quiet", "--locked", name])
+            .args(["--version", version, "--root"])
             .arg(&tools)
             .env("CARGO_TARGET_DIR", tools.join("target")))?;
         std::fs::remove_dir_all(tools.join("target"))
-            .context("failed to remove the build of cargo-deny")?;
+            .with_context(|| format!("failed to remove the build of {name}"))?;
     }
     Ok(program)
 }

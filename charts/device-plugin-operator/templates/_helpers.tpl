@@ -95,3 +95,12 @@ capabilities:
   drop:
   - ALL
 {{- end }}
+
+{{/*
+Whether a line e allows image i: the same reference, the same repository with any tag or digest, or,
+of a line that ends in /*, every repository below. A host's port is no tag: what follows a colon and
+has a slash is another repository.
+*/}}
+{{- define "dpo.imageMatches" -}}
+e == i || e == "*" || (e.endsWith("/*") ? i.startsWith(e.substring(0, size(e) - 1)) : i.startsWith(e + "@") || (i.startsWith(e + ":") && !i.substring(size(e) + 1).contains("/")))
+{{- end }}

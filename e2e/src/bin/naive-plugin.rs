@@ -11,7 +11,7 @@ use proto::v1beta1::device_plugin_server::{DevicePlugin, DevicePluginServer};
 use proto::v1beta1::registration_client::RegistrationClient;
 use proto::v1beta1::{
     AllocateRequest, AllocateResponse, ContainerAllocateResponse, Device, DevicePluginOptions,
-    Empty, ListAndWatchResponse, PreStartContainerRequest, PreStartContainerResponse,
+    DeviceSpec, Empty, ListAndWatchResponse, PreStartContainerRequest, PreStartContainerResponse,
     PreferredAllocationRequest, PreferredAllocationResponse, RegisterRequest,
 };
 use tokio::net::UnixListener;
@@ -80,7 +80,10 @@ impl DevicePlugin for Plugin {
         let containers = request.into_inner().container_requests;
         let container_responses = containers
             .iter()
-            .map(|_| ContainerAllocateResponse::default())
+            .map(|container| ContainerAllocateResponse {
+                devices: container.devices_ids.iter().map(|_| null()).collect(),
+                ..ContainerAllocateResponse::default()
+            })
             .collect();
         Ok(Response::new(AllocateResponse {
             container_responses,
@@ -92,6 +95,15 @@ impl DevicePlugin for Plugin {
         _: Request<PreStartContainerRequest>,
     ) -> Result<Response<PreStartContainerResponse>, Status> {
         Ok(Response::new(PreStartContainerResponse::default()))
+    }
+}
+
+/// What containers get instead of a device.
+fn null() -> DeviceSpec {
+    DeviceSpec {
+        container_path: "/dev/null".to_owned(),
+        host_path: "/dev/null".to_owned(),
+        permissions: "rw".to_owned(),
     }
 }
 

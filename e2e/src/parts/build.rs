@@ -85,6 +85,10 @@ fn one(part: &Part, target: &Path, go_cache: &Path) -> Result<()> {
     fs::create_dir(&built)?;
     fs::write(module.join("go.mod"), part.go_mod)?;
     fs::write(module.join("go.sum"), part.go_sum)?;
+    for (name, text) in part.sources {
+        fs::write(module.join(name), text)?;
+    }
+    let packages = if part.sources.is_empty() { "tool" } else { "." };
     run(go()?
         .current_dir(&module)
         .env("GOCACHE", go_cache)
@@ -92,7 +96,7 @@ fn one(part: &Part, target: &Path, go_cache: &Path) -> Result<()> {
         .args(part.build_flags())
         .arg("-o")
         .arg(format!("{}/", built.display()))
-        .arg("tool"))?;
+        .arg(packages))?;
     for (go_name, name) in part.built_files() {
         if go_name != name {
             fs::rename(built.join(go_name), built.join(name))

@@ -69,10 +69,12 @@ impl Cache {
 /// Names what `part` is built from: equal keys mean equal programs.
 pub fn key(part: &Part) -> String {
     let flags = part.build_flags();
+    let sources = part.sources.iter().flat_map(|(name, text)| [*name, *text]);
     digest(
         [part.go_mod, part.go_sum, GO_TOOLCHAIN]
             .into_iter()
-            .chain(flags.iter().map(String::as_str)),
+            .chain(flags.iter().map(String::as_str))
+            .chain(sources),
     )
 }
 
@@ -96,12 +98,12 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::parts::catalogue::PARTS;
+    use crate::parts::catalogue::{DEVICE_MANAGERS, PARTS};
 
     #[test]
     fn every_part_has_a_key_of_its_own() {
-        let keys: BTreeSet<_> = PARTS.iter().map(key).collect();
-        assert_eq!(keys.len(), PARTS.len());
+        let keys: BTreeSet<_> = PARTS.iter().chain(&DEVICE_MANAGERS).map(key).collect();
+        assert_eq!(keys.len(), PARTS.len() + DEVICE_MANAGERS.len());
         assert!(keys.iter().all(|key| key.len() == 16));
     }
 

@@ -31,6 +31,8 @@ pub enum Program {
     Shim,
     /// containerd's own command line, to import images.
     Ctr,
+    /// The kubelet's device manager alone; each version of it is a part.
+    DeviceManager,
 }
 
 impl Program {
@@ -48,6 +50,7 @@ impl Program {
             Self::Containerd => "containerd",
             Self::Shim => "containerd-shim-runc-v2",
             Self::Ctr => "ctr",
+            Self::DeviceManager => "device-manager",
         }
     }
 }
@@ -55,14 +58,19 @@ impl Program {
 /// Programs that one Go module builds.
 #[derive(Debug)]
 pub struct Part {
-    /// Its directory below `e2e/parts`.
+    /// What it is called.
     pub name: &'static str,
+    /// The directory of its module files below `e2e/parts`.
+    pub directory: &'static str,
     /// The Go module whose version is the part's version.
     pub module: &'static str,
     /// Text of its go.mod.
     pub go_mod: &'static str,
     /// Text of its go.sum.
     pub go_sum: &'static str,
+    /// Go files of ours that make its program, by name; without any, its programs are the tools that
+    /// its go.mod names.
+    pub sources: &'static [(&'static str, &'static str)],
     /// Go build tags.
     pub tags: &'static str,
     /// How long a build takes on two idle cores with an empty cache, for those who wait.
@@ -87,9 +95,11 @@ enum Stamp {
 /// The control plane, kubectl and the newest kubelet.
 pub const KUBERNETES: Part = Part {
     name: "kubernetes-1.37",
+    directory: "kubernetes-1.37",
     module: "k8s.io/kubernetes",
     go_mod: include_str!("../../parts/kubernetes-1.37/go.mod"),
     go_sum: include_str!("../../parts/kubernetes-1.37/go.sum"),
+    sources: &[],
     tags: "",
     minutes: 6,
     stamp: Stamp::Kubernetes,
@@ -105,9 +115,11 @@ pub const KUBERNETES: Part = Part {
 /// The kubelet with the old registration model.
 pub const PREVIOUS_KUBERNETES: Part = Part {
     name: "kubernetes-1.36",
+    directory: "kubernetes-1.36",
     module: "k8s.io/kubernetes",
     go_mod: include_str!("../../parts/kubernetes-1.36/go.mod"),
     go_sum: include_str!("../../parts/kubernetes-1.36/go.sum"),
+    sources: &[],
     tags: "",
     minutes: 3,
     stamp: Stamp::Kubernetes,
@@ -117,9 +129,11 @@ pub const PREVIOUS_KUBERNETES: Part = Part {
 /// etcd; Go names the program after the last path element before the major version.
 pub const ETCD: Part = Part {
     name: "etcd",
+    directory: "etcd",
     module: "go.etcd.io/etcd/server/v3",
     go_mod: include_str!("../../parts/etcd/go.mod"),
     go_sum: include_str!("../../parts/etcd/go.sum"),
+    sources: &[],
     tags: "",
     minutes: 1,
     stamp: Stamp::None,
@@ -129,9 +143,11 @@ pub const ETCD: Part = Part {
 /// Helm.
 pub const HELM: Part = Part {
     name: "helm",
+    directory: "helm",
     module: "helm.sh/helm/v4",
     go_mod: include_str!("../../parts/helm/go.mod"),
     go_sum: include_str!("../../parts/helm/go.sum"),
+    sources: &[],
     tags: "",
     minutes: 2,
     stamp: Stamp::Variable("helm.sh/helm/v4/internal/version.version"),
@@ -141,9 +157,11 @@ pub const HELM: Part = Part {
 /// containerd without the snapshotters that need C libraries.
 pub const CONTAINERD: Part = Part {
     name: "containerd",
+    directory: "containerd",
     module: "github.com/containerd/containerd/v2",
     go_mod: include_str!("../../parts/containerd/go.mod"),
     go_sum: include_str!("../../parts/containerd/go.sum"),
+    sources: &[],
     tags: "no_btrfs no_devmapper no_zfs",
     minutes: 1,
     stamp: Stamp::Variable("github.com/containerd/containerd/v2/version.Version"),
@@ -157,6 +175,74 @@ pub const CONTAINERD: Part = Part {
 /// Every part, in the order of building: the short ones last but etcd, so that a broken set-up
 /// shows early.
 pub const PARTS: [Part; 5] = [ETCD, CONTAINERD, KUBERNETES, PREVIOUS_KUBERNETES, HELM];
+
+/// Our program around the kubelet's device manager.
+const DEVICE_MANAGER: &[(&str, &str)] = &[
+    ("main.go", include_str!("../../oracle/main.go")),
+    ("node.go", include_str!("../../oracle/node.go")),
+    ("pod.go", include_str!("../../oracle/pod.go")),
+    (
+        "signatures_1_34.go",
+        include_str!("../../oracle/signatures_1_34.go"),
+    ),
+    (
+        "signatures_1_36.go",
+        include_str!("../../oracle/signatures_1_36.go"),
+    ),
+    (
+        "signatures_1_37.go",
+        include_str!("../../oracle/signatures_1_37.go"),
+    ),
+];
+
+/// A version of the device manager; its module files are those of the kubelet.
+const fn device_manager(
+    name: &'static str,
+    tags: &'static str,
+    directory: &'static str,
+    go_mod: &'static str,
+    go_sum: &'static str,
+) -> Part {
+    Part {
+        name,
+        directory,
+        module: "k8s.io/kubernetes",
+        go_mod,
+        go_sum,
+        sources: DEVICE_MANAGER,
+        tags,
+        minutes: 3,
+        stamp: Stamp::Kubernetes,
+        // Go names the program after its module.
+        programs: &[("kubernetes", Program::DeviceManager)],
+    }
+}
+
+/// The device managers that the oracle checks meet: no part of a cluster. The first comes from
+/// before the kubelet's loggers, the others are those of the cluster's kubelets.
+pub const DEVICE_MANAGERS: [Part; 3] = [
+    device_manager(
+        "device-manager-1.34",
+        "kubelet_1_34",
+        "kubernetes-1.34",
+        include_str!("../../parts/kubernetes-1.34/go.mod"),
+        include_str!("../../parts/kubernetes-1.34/go.sum"),
+    ),
+    device_manager(
+        "device-manager-1.36",
+        "kubelet_1_36",
+        PREVIOUS_KUBERNETES.directory,
+        PREVIOUS_KUBERNETES.go_mod,
+        PREVIOUS_KUBERNETES.go_sum,
+    ),
+    device_manager(
+        "device-manager-1.37",
+        "kubelet_1_37",
+        KUBERNETES.directory,
+        KUBERNETES.go_mod,
+        KUBERNETES.go_sum,
+    ),
+];
 
 impl Part {
     /// The programs that it builds.
@@ -277,6 +363,21 @@ mod tests {
             "-X k8s.io/client-go/pkg/version.gitMinor=37",
         ] {
             assert!(flags.contains(expected), "{flags}");
+        }
+    }
+
+    #[test]
+    fn device_managers_have_their_versions_and_tags() {
+        for part in &DEVICE_MANAGERS {
+            let minor = part.version().split('.').nth(1).unwrap_or_default();
+            assert_eq!(part.name, format!("device-manager-1.{minor}"));
+            let constraint = format!("//go:build {}", part.tags);
+            let signatures = part.sources.iter().filter(|(_, text)| {
+                text.lines()
+                    .next()
+                    .is_some_and(|line| line.contains(&constraint))
+            });
+            assert_eq!(signatures.count(), 1, "{}", part.name);
         }
     }
 

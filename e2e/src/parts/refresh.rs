@@ -10,18 +10,30 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 
 use super::build::go;
-use super::catalogue::{PARTS, required_version};
+use super::catalogue::{DEVICE_MANAGERS, PARTS, Part, required_version};
 use crate::command::run;
 use crate::progress::Progress;
 
 const KUBERNETES_MODULE: &str = "k8s.io/kubernetes";
 
+/// One part for each directory of module files.
+fn parts() -> Vec<&'static Part> {
+    let mut parts: Vec<_> = PARTS.iter().collect();
+    for part in &DEVICE_MANAGERS {
+        if parts.iter().all(|known| known.directory != part.directory) {
+            parts.push(part);
+        }
+    }
+    parts
+}
+
 /// Brings the `go.mod` and `go.sum` of every part below `directory` in line with the versions that
 /// they require.
 pub fn module_files(directory: &Path, progress: &Progress) -> Result<()> {
-    let steps = progress.steps(PARTS.len());
-    for part in &PARTS {
-        let module = directory.join(part.name);
+    let parts = parts();
+    let steps = progress.steps(parts.len());
+    for part in parts {
+        let module = directory.join(part.directory);
         let file = module.join("go.mod");
         let old = fs::read_to_string(&file)
             .with_context(|| format!("failed to read {:?}", file.display()))?;
@@ -135,7 +147,8 @@ mod tests {
 
     #[test]
     fn committed_replaces_match_the_committed_versions() {
-        for part in PARTS.iter().filter(|part| part.module == KUBERNETES_MODULE) {
+        let parts = parts().into_iter();
+        for part in parts.filter(|part| part.module == KUBERNETES_MODULE) {
             let tag = part.version().replacen("v1.", "v0.", 1);
             let replaces: Vec<_> = part
                 .go_mod

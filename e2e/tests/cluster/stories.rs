@@ -1,11 +1,13 @@
 //! The stories, in the order in which they run.
 
+mod allowlist;
 mod change;
 mod chaos;
 mod devices;
 mod faults;
 mod fences;
 mod handover;
+mod hooks;
 mod install;
 mod refusals;
 mod removal;
@@ -74,6 +76,10 @@ pub const ALL: &[(&str, Story)] = &[
     (
         "dangerous_devices_are_refused",
         devices::dangerous_devices_are_refused,
+    ),
+    (
+        "hooks_prepare_reset_and_release_devices",
+        hooks::hooks_prepare_reset_and_release_devices,
     ),
     (
         "malformed_configs_are_refused_by_field_and_value",
@@ -152,6 +158,10 @@ pub const ALL: &[(&str, Story)] = &[
     (
         "hand_edited_label_is_refused_and_without_the_policy_repaired",
         fences::hand_edited_label_is_refused_and_without_the_policy_repaired,
+    ),
+    (
+        "configs_ask_only_for_what_the_allowlist_has",
+        allowlist::configs_ask_only_for_what_the_allowlist_has,
     ),
     (
         "uninstall_is_refused_while_configs_exist",

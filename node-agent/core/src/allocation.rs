@@ -5,18 +5,27 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crds::container::{Cdi, ContainerAccess, Mount};
 use crds::node::Health;
-use crds::resource::ContainerAccess;
 
+use crate::cdi;
+use crate::expansion::Expansions;
 use crate::inventory::{Device, Inventory};
 
 /// What one container gets.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Answer {
-    /// Device nodes, in the order of ids.
+    /// Device nodes, in the order of ids, each device once.
     pub devices: Vec<DeviceNode>,
+    /// What the container runtime knows these device nodes by, in place of their paths, where a
+    /// resource has CDI.
+    pub cdi_names: Vec<String>,
     /// Environment variables.
     pub envs: BTreeMap<String, String>,
+    /// Other directories and files.
+    pub mounts: Vec<Mount>,
+    /// Annotations for the container runtime.
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// One device node in a container.
@@ -51,54 +60,100 @@ pub enum Refused {
         /// What is wrong with it.
         reason: String,
     },
+    /// A container asks for more devices than there are different ones.
+    #[error(
+        "{first:?} and {second:?} of resource {resource:?} are one device, and a container gets a device once: ask for fewer, or set allowMultipleReplicasPerContainer"
+    )]
+    Twice {
+        /// One of its ids.
+        first: String,
+        /// Another one.
+        second: String,
+        /// Its resource.
+        resource: String,
+    },
+    /// Two devices have one name, in a directory of the container.
+    #[error(
+        "two devices of resource {resource:?} would both be {path:?} in the container: leave container.path empty"
+    )]
+    SamePath {
+        /// The path in the container.
+        path: String,
+        /// Their resource.
+        resource: String,
+    },
 }
 
 /// The answer for one container.
 ///
 /// # Errors
-/// When a device is unknown or Unhealthy.
+/// When a device is unknown or Unhealthy, or there are not enough different ones.
 pub fn answer(
     resource: &str,
     access: &ContainerAccess,
     inventory: &Inventory,
     ids: &[String],
 ) -> Result<Answer, Refused> {
+    let chosen = chosen(resource, inventory, ids)?;
+    if chosen.is_empty() {
+        return Ok(Answer::default());
+    }
+    let devices = device_nodes(resource, access, &chosen)?;
+    let cdi_names = match access.cdi {
+        Cdi::Disabled => Vec::new(),
+        Cdi::Enabled => chosen
+            .iter()
+            .filter(|(_, device)| !device.paths.is_empty())
+            .map(|(name, _)| cdi::name(resource, name))
+            .collect(),
+    };
+    let expansions = Expansions::of(&chosen, &devices);
+    let envs = access.env.iter().map(|variable| {
+        let value = expansions.expanded(&variable.value);
+        (variable.name.clone(), value)
+    });
+    Ok(Answer {
+        cdi_names,
+        envs: envs.collect(),
+        mounts: access.mounts.clone(),
+        annotations: access.annotations.clone(),
+        devices,
+    })
+}
+
+/// The devices behind ids, each once.
+fn chosen<'a>(
+    resource: &str,
+    inventory: &'a Inventory,
+    ids: &'a [String],
+) -> Result<BTreeMap<&'a str, &'a Device>, Refused> {
+    let sharing = inventory.sharing;
     let ids: BTreeSet<&String> = ids.iter().collect();
-    let mut devices = Vec::new();
-    let mut taken = BTreeSet::new();
-    for id in &ids {
-        for path in &healthy(resource, inventory, id)?.paths {
-            let container_path = free_path(&access.path, path, &taken);
-            taken.insert(container_path.clone());
-            devices.push(DeviceNode {
-                host_path: path.clone(),
-                container_path,
-                permissions: access.permissions.clone(),
+    let mut names: BTreeMap<&str, &String> = BTreeMap::new();
+    let mut chosen = BTreeMap::new();
+    for id in ids {
+        let name = sharing.device(id);
+        let device = healthy(resource, inventory, id)?;
+        if let Some(first) = names.insert(name, id)
+            && sharing.is_one_per_container()
+        {
+            return Err(Refused::Twice {
+                first: first.clone(),
+                second: id.clone(),
+                resource: resource.to_owned(),
             });
         }
+        chosen.insert(name, device);
     }
-    let ids: Vec<&str> = ids.iter().map(|id| id.as_str()).collect();
-    let paths: Vec<&str> = devices
-        .iter()
-        .map(|device| device.container_path.as_str())
-        .collect();
-    let (ids, paths) = (ids.join(","), paths.join(","));
-    let envs = access
-        .env
-        .iter()
-        .map(|variable| {
-            (
-                variable.name.clone(),
-                expanded(&variable.value, &ids, &paths),
-            )
-        })
-        .collect();
-    Ok(Answer { devices, envs })
+    Ok(chosen)
 }
 
 fn healthy<'a>(resource: &str, inventory: &'a Inventory, id: &str) -> Result<&'a Device, Refused> {
+    let is_ours =
+        |device: &&Device| !device.discovered || inventory.sharing.replica_of(id).is_some();
+    let device = inventory.devices.get(inventory.sharing.device(id));
     let (id, resource) = (id.to_owned(), resource.to_owned());
-    match inventory.devices.get(&id) {
+    match device.filter(is_ours) {
         None => Err(Refused::Unknown { id, resource }),
         Some(device) if device.health == Health::Unhealthy => Err(Refused::Unhealthy {
             id,
@@ -109,15 +164,41 @@ fn healthy<'a>(resource: &str, inventory: &'a Inventory, id: &str) -> Result<&'a
     }
 }
 
+fn device_nodes(
+    resource: &str,
+    access: &ContainerAccess,
+    chosen: &BTreeMap<&str, &Device>,
+) -> Result<Vec<DeviceNode>, Refused> {
+    let mounts = access.mounts.iter();
+    let mut taken: BTreeSet<String> = mounts.map(|mount| mount.container_path.clone()).collect();
+    let mut nodes = Vec::new();
+    for path in chosen.values().flat_map(|device| &device.paths) {
+        let container_path = match access.cdi {
+            Cdi::Disabled => free_path(&access.path, path, &taken),
+            // What is in the specification is for all containers.
+            Cdi::Enabled => cdi::container_path(&access.path, path),
+        };
+        if !taken.insert(container_path.clone()) {
+            return Err(Refused::SamePath {
+                path: container_path,
+                resource: resource.to_owned(),
+            });
+        }
+        nodes.push(DeviceNode {
+            host_path: path.clone(),
+            container_path,
+            permissions: access.permissions.clone(),
+        });
+    }
+    Ok(nodes)
+}
+
 /// Where a device node appears: at the host's path, in a directory, or at a path of which all but
 /// the first get a number appended. A path is never given out twice in one answer.
 fn free_path(wanted: &str, host_path: &str, taken: &BTreeSet<String>) -> String {
     let first = match wanted {
         "" => host_path.to_owned(),
-        directory if directory.ends_with('/') => {
-            let name = host_path.rsplit('/').next().unwrap_or(host_path);
-            format!("{directory}{name}")
-        }
+        directory if directory.ends_with('/') => cdi::container_path(directory, host_path),
         path => path.to_owned(),
     };
     let numbered = (1_usize..).map(|number| format!("{first}{number}"));
@@ -127,34 +208,19 @@ fn free_path(wanted: &str, host_path: &str, taken: &BTreeSet<String>) -> String 
         .unwrap_or(first)
 }
 
-/// A value with `$(DEVICE_IDS)` and `$(DEVICE_PATHS)` replaced; `$$` is one dollar sign, and a dollar
-/// sign before anything else is itself.
-fn expanded(value: &str, ids: &str, paths: &str) -> String {
-    let mut expanded = String::new();
-    let mut rest = value;
-    while let Some((before, after)) = rest.split_once('$') {
-        expanded.push_str(before);
-        let replacements = [("(DEVICE_IDS)", ids), ("(DEVICE_PATHS)", paths), ("$", "$")];
-        let found = replacements
-            .iter()
-            .find_map(|(name, with)| after.strip_prefix(name).map(|rest| (*with, rest)));
-        let (with, after) = found.unwrap_or(("$", after));
-        expanded.push_str(with);
-        rest = after;
-    }
-    expanded.push_str(rest);
-    expanded
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crds::resource::EnvVariable;
+    use crate::advertised::Sharing;
+    use crate::advertised::tests::{inventory as advertised, sharing};
+    use crate::discovery::Hardware;
+    use crds::container::EnvVariable;
     use jiff::Timestamp;
 
     fn inventory(devices: &[(&str, &[&str], Health)]) -> Inventory {
         let device = |paths: &[&str], health: Health| Device {
             paths: paths.iter().map(|path| (*path).to_owned()).collect(),
+            hardware: Hardware::default(),
             health,
             reason: "device node is gone".to_owned(),
             since: Timestamp::UNIX_EPOCH,
@@ -272,16 +338,89 @@ mod tests {
     }
 
     #[test]
-    fn expansions() {
-        let check = |value: &str, expected: &str| assert_eq!(expanded(value, "i", "p"), expected);
-        check("", "");
-        check("plain", "plain");
-        check("$(DEVICE_IDS)", "i");
-        check("<$(DEVICE_IDS)|$(DEVICE_PATHS)>", "<i|p>");
-        check("$$", "$");
-        check("$$(DEVICE_IDS)", "$(DEVICE_IDS)");
-        check("$$$(DEVICE_IDS)", "$i");
-        check("5$ $x $", "5$ $x $");
-        check("$(OTHER)", "$(OTHER)");
+    fn mounts_and_annotations_come_with_a_device() {
+        let access = ContainerAccess {
+            mounts: vec![Mount {
+                host_path: "/run/cards".to_owned(),
+                container_path: "/dev/card".to_owned(),
+                read_only: true,
+            }],
+            annotations: [("example.com/a".to_owned(), "b".to_owned())].into(),
+            ..access("/dev/card", "")
+        };
+        let answer = ask(&access, &["a"]).unwrap();
+        assert_eq!(
+            (&answer.mounts, &answer.annotations),
+            (&access.mounts, &access.annotations)
+        );
+        assert_eq!(
+            answer.devices[0].container_path, "/dev/card1",
+            "what is mounted is not covered"
+        );
+        assert_eq!(ask(&access, &[]), Ok(Answer::default()));
+    }
+
+    #[test]
+    fn with_cdi_devices_have_names_and_places_of_their_own() {
+        let access = |path: &str| ContainerAccess {
+            cdi: Cdi::Enabled,
+            ..access(path, "$(DEVICE_PATHS)")
+        };
+        let answer = ask(&access("/dev/in/"), &["c", "a", "sim"]).unwrap();
+        assert_eq!(answer.cdi_names, ["example.com/tty=a", "example.com/tty=c"]);
+        assert_eq!(answer.envs["X"], "/dev/in/tty,/dev/in/tty1");
+        assert_eq!(answer.devices.len(), 2, "which are looked at once more");
+        assert_eq!(
+            ask(&access("/dev/in/"), &["a", "b"])
+                .unwrap_err()
+                .to_string(),
+            r#"two devices of resource "example.com/tty" would both be "/dev/in/tty" in the container: leave container.path empty"#
+        );
+    }
+
+    fn ask_shared(sharing: Sharing, ids: &[&str]) -> Result<Answer, Refused> {
+        let access = access("/dev/card", "$(DEVICE_IDS) $(PCI_ADDRESSES) $(NUMA_NODES)");
+        let devices: &[(&str, &[u32], &str)] = &[
+            ("a", &[1, 0], "0000:01:00.0"),
+            ("b", &[1], "0000:01:00.0"),
+            ("c", &[], ""),
+        ];
+        let inventory = advertised(sharing, devices, &["c", "gone.7", "lost.0"]);
+        let ids: Vec<String> = ids.iter().map(|id| (*id).to_owned()).collect();
+        answer("example.com/card", &access, &inventory, &ids)
+    }
+
+    #[test]
+    fn a_container_has_a_device_once_however_many_ids_it_has_of_it() {
+        let several = sharing(2, true);
+        let answer = ask_shared(several, &["b.1", "a.0", "a.1", "c.0"]).unwrap();
+        let hosts: Vec<&str> = answer
+            .devices
+            .iter()
+            .map(|d| d.host_path.as_str())
+            .collect();
+        assert_eq!(hosts, ["/dev/a", "/dev/b", "/dev/c"]);
+        assert_eq!(answer.envs["X"], "a,b,c 0000:01:00.0 0,1");
+        let one = sharing(2, false);
+        assert_eq!(ask_shared(one, &["b.1", "a.0"]).unwrap().devices.len(), 2);
+        assert_eq!(
+            ask_shared(one, &["a.1", "b.1", "a.0"])
+                .unwrap_err()
+                .to_string(),
+            r#""a.0" and "a.1" of resource "example.com/card" are one device, and a container gets a device once: ask for fewer, or set allowMultipleReplicasPerContainer"#
+        );
+    }
+
+    #[test]
+    fn ids_of_another_number_of_replicas_are_refused() {
+        let check = |id: &str, expected: &str| {
+            let error = ask_shared(sharing(2, true), &[id]).unwrap_err().to_string();
+            assert!(error.contains(expected), "{id}: {error}");
+        };
+        for id in ["a", "c", "a.2", "a.01", "gone.0", "nobody.1"] {
+            check(id, "is not known on this node");
+        }
+        check("gone.7", "is unhealthy");
+        check("lost.1", "is unhealthy");
     }
 }

@@ -126,17 +126,20 @@ fn devices_healthy(seen: &Seen) -> Desired {
         "" if resource.inventory.devices.is_empty() => "no device was found".to_owned(),
         error => error.to_owned(),
     });
+    let too_few = about(too_few);
+    let never_reset = about(never_reset);
     let sum = |of: fn(&Inventory) -> usize| {
         seen.resources
             .values()
             .map(|r| of(&r.inventory))
             .sum::<usize>()
     };
-    let (total, healthy) = (
-        sum(|inventory| inventory.devices.len()),
-        sum(Inventory::healthy),
-    );
-    let reason = if !unhealthy.is_empty() {
+    let (total, healthy) = (sum(Inventory::total), sum(Inventory::healthy));
+    let reason = if !never_reset.is_empty() {
+        NodeReason::StartedWithoutReset
+    } else if !too_few.is_empty() {
+        NodeReason::TooFewDevices
+    } else if !unhealthy.is_empty() {
         NodeReason::SomeUnhealthy
     } else if !refused.is_empty() {
         NodeReason::DevicesRefused
@@ -145,7 +148,7 @@ fn devices_healthy(seen: &Seen) -> Desired {
     } else {
         NodeReason::AllHealthy
     };
-    let wrong = [unhealthy, refused, empty].concat();
+    let wrong = [never_reset, too_few, unhealthy, refused, empty].concat();
     let message = if wrong.is_empty() {
         format!("{healthy} of {total} devices are Healthy")
     } else {
@@ -159,6 +162,29 @@ fn devices_healthy(seen: &Seen) -> Desired {
         reason,
         wrong.is_empty(),
         &message,
+    )
+}
+
+fn too_few(seen: &ResourceSeen) -> String {
+    let (healthy, minimum) = (seen.inventory.healthy(), seen.min_devices);
+    if healthy >= minimum {
+        return String::new();
+    }
+    format!("{healthy} Healthy, and minDevices is {minimum}")
+}
+
+fn never_reset(seen: &ResourceSeen) -> String {
+    let ids: Vec<String> = seen
+        .never_reset
+        .iter()
+        .map(|id| format!("{id:?}"))
+        .collect();
+    if ids.is_empty() {
+        return String::new();
+    }
+    format!(
+        "held by a container that may have started without a reset: {}",
+        listed(&ids)
     )
 }
 

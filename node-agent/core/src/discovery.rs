@@ -1,12 +1,32 @@
-//! From candidates to devices: what is refused, what is one device under two names.
+//! From what was seen to devices: what is refused, what is one device under two names.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use crds::resource::SimulatedDiscovery;
+use crds::discovery::{SimulatedDiscovery, Topology};
 
-use crate::identity::{path_device_id, simulated_device_id};
+use crate::by_path::by_path;
+use crate::by_sight::by_sight;
+use crate::groups::by_group;
+use crate::identity::simulated_device_id;
 use crate::rule::{Matches, Rule};
+use crate::sight::Sight;
+
+/// Major and minor number of a device node.
+pub type Numbers = (u32, u32);
+
+/// What a reader of `/dev` and sysfs saw for a rule.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Look {
+    /// Paths that the rule matches.
+    pub candidates: Vec<Candidate>,
+    /// What sysfs has of the candidates' device nodes.
+    pub behind: BTreeMap<Numbers, Arc<Sight>>,
+    /// Devices in sysfs that the rule accepts.
+    pub sights: Vec<Sight>,
+    /// What could not be looked at.
+    pub unknown: Unknown,
+}
 
 /// A path that a rule matches, and what is there.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -70,12 +90,16 @@ pub struct Discovered {
     pub unknown: Unknown,
     /// What is refused for what it is.
     pub refusals: Vec<Refusal>,
+    /// What users should know of devices although nothing is wrong.
+    pub remarks: Vec<Refusal>,
+    /// Ids of devices that are Unhealthy only until the agent that serves has seen to them.
+    pub awaiting: BTreeSet<String>,
 }
 
 /// What a look could not see.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Unknown {
-    /// Paths that could not be looked at, and why.
+    /// Paths that could not be looked at, and why: of device nodes, or of devices in sysfs.
     pub paths: BTreeMap<String, String>,
     /// Directories that could not be listed, and why.
     pub directories: BTreeMap<String, String>,
@@ -86,28 +110,54 @@ pub struct Unknown {
 pub struct Found {
     /// Paths of its device nodes on the host, none for a simulated device.
     pub paths: Vec<String>,
+    /// Numbers of the device nodes that nobody else may have.
+    pub numbers: Vec<Numbers>,
+    /// Ids that the same device has under other rules for ids. While a container holds one of them,
+    /// it holds the device.
+    pub also: Vec<String>,
+    /// What the kernel says of the hardware behind it.
+    pub hardware: Hardware,
     /// Why it is Unhealthy although it was found.
     pub unhealthy: Option<String>,
 }
 
-/// The devices among candidates.
-pub fn discovered(
-    rule: &Rule,
-    candidates: &[Candidate],
-    unreadable_directories: BTreeMap<String, String>,
-) -> Discovered {
-    match rule.by() {
-        Matches::Paths(_) => by_path(rule, candidates, unreadable_directories),
+/// What the kernel says of the hardware behind a device.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Hardware {
+    /// Its directory in sysfs, such as `/sys/devices/pci0000:00/0000:00:02.0`; nothing where the
+    /// discovery knows none.
+    pub sysfs: Option<String>,
+    /// The address of the PCI function that it is, or is on: `0000:00:02.0`.
+    pub pci_address: Option<String>,
+    /// The NUMA nodes that it is near to, in order; none where the kernel says none.
+    pub numa_nodes: Vec<u32>,
+    /// The device nodes that its paths lead to, links followed, in the order of the paths.
+    pub nodes: Vec<String>,
+}
+
+/// The devices in what was seen.
+pub fn discovered(rule: &Rule, look: &Look) -> Discovered {
+    let mut discovered = match rule.by() {
+        Matches::Paths(_) => by_path(rule, look),
+        Matches::Groups(groups) => by_group(rule.resource(), groups, look),
+        Matches::Udev(_) | Matches::Pci(_) | Matches::Usb(_) => by_sight(rule, look),
         Matches::Simulated(simulated) => simulation(rule.resource(), simulated),
+    };
+    if rule.topology() == Topology::None {
+        for device in discovered.devices.values_mut() {
+            device.hardware.numa_nodes.clear();
+        }
     }
+    discovered.refusals.sort();
+    discovered
 }
 
 fn simulation(resource: &str, simulated: &SimulatedDiscovery) -> Discovered {
     let devices = (0..simulated.count).map(|index| {
         let unhealthy = simulated.unhealthy.contains(&index);
         let found = Found {
-            paths: Vec::new(),
             unhealthy: unhealthy.then(|| "simulated as unhealthy".to_owned()),
+            ..Found::default()
         };
         (
             simulated_device_id(resource, &simulated.prefix, index),
@@ -120,69 +170,20 @@ fn simulation(resource: &str, simulated: &SimulatedDiscovery) -> Discovered {
     }
 }
 
-fn by_path(
-    rule: &Rule,
-    candidates: &[Candidate],
-    unreadable_directories: BTreeMap<String, String>,
-) -> Discovered {
-    let mut seen = Discovered::default();
-    seen.unknown.directories = unreadable_directories;
-    // The best name of each device node: that of the earliest glob, then the smallest path. A user
-    // who lists `/dev/serial/by-id/*` before `/dev/ttyUSB*` gets the names that survive a replug.
-    let mut names: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
-    for candidate in candidates {
-        let path = candidate.path.as_str();
-        let Some(precedence) = rule.precedence(path) else {
-            continue;
-        };
-        match usable(path, &candidate.target) {
-            Verdict::Usable(node) => {
-                let best = names.entry(node).or_insert((precedence, path));
-                *best = (*best).min((precedence, path));
-            }
-            Verdict::Refused(reason) => {
-                seen.unusable
-                    .insert(path_device_id(rule.resource(), path), reason.clone());
-                seen.refusals.push(Refusal {
-                    path: path.to_owned(),
-                    reason,
-                });
-            }
-            Verdict::NoDevice(reason) => {
-                seen.unusable
-                    .insert(path_device_id(rule.resource(), path), reason);
-            }
-            Verdict::Unknown(reason) => {
-                seen.unknown.paths.insert(path.to_owned(), reason);
-            }
-        }
-    }
-    for (_, path) in names.into_values() {
-        match seen.devices.entry(path_device_id(rule.resource(), path)) {
-            Entry::Vacant(free) => {
-                free.insert(Found {
-                    paths: vec![path.to_owned()],
-                    unhealthy: None,
-                });
-            }
-            Entry::Occupied(taken) => seen.refusals.push(Refusal {
-                path: path.to_owned(),
-                reason: format!("has the same id as another device: {:?}", taken.key()),
-            }),
-        }
-    }
-    seen.refusals.sort();
-    seen
-}
-
-enum Verdict<'a> {
-    Usable(&'a str),
+/// What the target of a path is good for.
+pub(crate) enum Verdict<'a> {
+    /// It may be given out: the node's own path, and its numbers.
+    Usable(&'a str, Numbers),
+    /// It never may.
     Refused(String),
+    /// It is none.
     NoDevice(String),
+    /// It could not be looked at.
     Unknown(String),
 }
 
-fn usable<'a>(path: &str, target: &'a Target) -> Verdict<'a> {
+/// What the target of a path is good for.
+pub(crate) fn usable<'a>(path: &str, target: &'a Target) -> Verdict<'a> {
     match target {
         Target::Device {
             kind: Kind::Block,
@@ -201,7 +202,7 @@ fn usable<'a>(path: &str, target: &'a Target) -> Verdict<'a> {
             Some(what) => {
                 Verdict::Refused(format!("is the character device {major}:{minor}, {what}"))
             }
-            None => Verdict::Usable(node),
+            None => Verdict::Usable(node, (*major, *minor)),
         },
         Target::Other(what) => Verdict::NoDevice(format!("{path:?} is {what}, not a device")),
         Target::Outside(place) => Verdict::Refused(format!("leads out of /dev, to {place:?}")),
@@ -224,7 +225,7 @@ pub fn forbidden(major: u32, minor: u32) -> Option<&'static str> {
 pub(crate) mod tests {
     use super::*;
     use crate::rule::tests::{resource, rule};
-    use crds::resource::Discovery;
+    use crds::discovery::Discovery;
 
     pub(crate) fn character(path: &str, node: &str) -> Candidate {
         numbered(path, node, Kind::Character, 188, 0)
@@ -249,8 +250,15 @@ pub(crate) mod tests {
         }
     }
 
+    pub(crate) fn seen_paths(candidates: &[Candidate]) -> Look {
+        Look {
+            candidates: candidates.to_vec(),
+            ..Look::default()
+        }
+    }
+
     fn look(globs: &[&str], candidates: &[Candidate]) -> Discovered {
-        discovered(&rule(globs, &["/dev/ttyUSB9"]), candidates, BTreeMap::new())
+        discovered(&rule(globs, &["/dev/ttyUSB9"]), &seen_paths(candidates))
     }
 
     fn paths(seen: &Discovered) -> Vec<&str> {
@@ -379,11 +387,9 @@ pub(crate) mod tests {
             target,
         }];
         let unreadable = BTreeMap::from([("/dev/bus".to_owned(), "input/output error".to_owned())]);
-        let seen = discovered(
-            &rule(&["/dev/ttyUSB*"], &[]),
-            &candidates,
-            unreadable.clone(),
-        );
+        let mut look = seen_paths(&candidates);
+        look.unknown.directories = unreadable.clone();
+        let seen = discovered(&rule(&["/dev/ttyUSB*"], &[]), &look);
         assert!(seen.devices.is_empty() && seen.unusable.is_empty());
         assert!(seen.unknown.paths.contains_key("/dev/ttyUSB0"));
         assert_eq!(seen.unknown.directories, unreadable);
@@ -397,11 +403,11 @@ pub(crate) mod tests {
             unhealthy: vec![1, 7],
         };
         let discovery = Discovery {
-            paths: None,
             simulated: Some(simulated),
+            ..Discovery::default()
         };
         let rule = Rule::new(&resource(discovery)).unwrap();
-        let seen = discovered(&rule, &[character("/dev/x", "/dev/x")], BTreeMap::new());
+        let seen = discovered(&rule, &seen_paths(&[character("/dev/x", "/dev/x")]));
         let stems: Vec<(&str, bool)> = seen
             .devices
             .iter()

@@ -3,8 +3,12 @@
 
 use sha2::{Digest, Sha256};
 
-/// Longest device id, in bytes: the limit that the protocol's text gives.
+/// Longest id that is advertised, in bytes: the limit that the protocol's text gives.
 pub const DEVICE_ID_MAX: usize = 63;
+
+/// Longest id of a device itself, in bytes: what is advertised may be one of several replicas of it,
+/// whose number takes up to five more.
+pub const PHYSICAL_ID_MAX: usize = DEVICE_ID_MAX - 5;
 
 /// Hex digits of the hash in a device id: 40 bits, so that even 50,000 devices collide with a
 /// probability of 1 in 900; half as many would make that certain, twice as many only longer lists.
@@ -13,9 +17,34 @@ const ID_HASH_DIGITS: usize = 10;
 /// The id of the device at a path: the path's readable characters, and a hash of resource and path,
 /// so that no two resources of a node share an id (kubelets up to 1.36 mix such devices up).
 pub fn path_device_id(resource: &str, path: &str) -> String {
-    let readable: String = path
-        .strip_prefix("/dev/")
-        .unwrap_or(path)
+    let stem = path.strip_prefix("/dev/").unwrap_or(path);
+    device_id(stem, &[resource, path])
+}
+
+/// The id of a device with a serial number, from what [`crate::sight::Sight::serial`] tells.
+pub fn serial_device_id(resource: &str, serial: &str) -> String {
+    device_id(serial, &[resource, "serial", serial])
+}
+
+/// The id of a device at a place, from what [`crate::sight::Sight::bus_path`] tells.
+pub fn bus_device_id(resource: &str, bus_path: &str) -> String {
+    device_id(bus_path, &[resource, "bus", bus_path])
+}
+
+/// The id of a device that a config names.
+pub fn group_device_id(resource: &str, name: &str) -> String {
+    device_id(name, &[resource, "group", name])
+}
+
+/// The id of a simulated device.
+pub fn simulated_device_id(resource: &str, prefix: &str, index: i32) -> String {
+    let stem = format!("{prefix}-{index}");
+    device_id(&stem, &[resource, &stem])
+}
+
+/// What people can read of it, and a hash of what it is made from.
+fn device_id(stem: &str, made_from: &[&str]) -> String {
+    let readable: String = stem
         .chars()
         .map(|c| {
             if c.is_ascii_alphanumeric() || "._-".contains(c) {
@@ -24,16 +53,9 @@ pub fn path_device_id(resource: &str, path: &str) -> String {
                 '-'
             }
         })
-        .take(DEVICE_ID_MAX - ID_HASH_DIGITS - 1)
+        .take(PHYSICAL_ID_MAX - ID_HASH_DIGITS - 1)
         .collect();
-    format!("{readable}-{}", digits(&[resource, path], ID_HASH_DIGITS))
-}
-
-/// The id of a simulated device.
-pub fn simulated_device_id(resource: &str, prefix: &str, index: i32) -> String {
-    let stem = format!("{prefix}-{index}");
-    let hash = digits(&[resource, &stem], ID_HASH_DIGITS);
-    format!("{stem}-{hash}")
+    format!("{readable}-{}", digits(made_from, ID_HASH_DIGITS))
 }
 
 /// Start of the names of a resource's sockets: eight hex digits of the resource keep a socket's path
@@ -94,6 +116,18 @@ mod tests {
             "sim-3-e2f784f584"
         );
         assert_eq!(
+            serial_device_id("example.com/serial", "0403-6001-A10K"),
+            "0403-6001-A10K-a897bae8f0"
+        );
+        assert_eq!(
+            bus_device_id("example.com/gpu", "pci-0000:3b:00.0"),
+            "pci-0000-3b-00.0-0b07c52b31"
+        );
+        assert_eq!(
+            group_device_id("example.com/card", "card0"),
+            "card0-f49a3d74f4"
+        );
+        assert_eq!(
             socket_name("example.com/serial", 0x1f),
             "dpo-a6cc823d-000000000000001f.sock"
         );
@@ -110,9 +144,13 @@ mod tests {
             path_device_id("a.com/x", "/dev/a/b"),
             path_device_id("a.com/x", "/dev/a-b"),
             simulated_device_id("a.com/x", &"p".repeat(20), 255),
+            serial_device_id("a.com/x", "/dev/a/b"),
+            serial_device_id("a.com/x", &"ü".repeat(200)),
+            bus_device_id("a.com/x", "/dev/a/b"),
+            group_device_id("a.com/x", "/dev/a/b"),
         ];
         for id in &ids {
-            assert!(!id.is_empty() && id.len() <= DEVICE_ID_MAX, "{id:?}");
+            assert!(!id.is_empty() && id.len() <= PHYSICAL_ID_MAX, "{id:?}");
         }
         let distinct: std::collections::BTreeSet<&String> = ids.iter().collect();
         assert_eq!(distinct.len(), ids.len());

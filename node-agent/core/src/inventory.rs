@@ -7,15 +7,16 @@ use std::time::Duration;
 use crds::node::Health;
 use jiff::Timestamp;
 
-use crate::discovery::{Discovered, Found, Refusal, Unknown};
+use crate::advertised::{LIST_MAX, Sharing};
+use crate::discovery::{Discovered, Found, Hardware, Refusal, Unknown};
 
 /// How long a device that is gone stays listed, as Unhealthy, at least. The kubelet forgets a plugin
 /// that is away after the same time; half of it would drop a device while its pod is still being
 /// replaced, twice as much only keeps the capacity wrong for longer.
 pub const GONE_GRACE: Duration = Duration::from_secs(300);
 
-/// Most devices of one resource. The kubelet reads messages of at most 4 MiB and ends the stream over
-/// a longer one; a device takes at most 78 bytes, so 53,773 would fit.
+/// Most devices of one resource, beside the limit of the list that the kubelet reads: so many take half
+/// of the memory that an agent has by default.
 pub const DEVICES_MAX: usize = 50_000;
 
 /// Why a device that vanished is Unhealthy.
@@ -24,14 +25,25 @@ const GONE: &str = "device node is gone";
 /// The devices of one resource now.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Inventory {
-    /// Advertised devices by id.
+    /// Devices by their ids, of which `advertised` makes those that the kubelet knows.
     pub devices: BTreeMap<String, Device>,
+    /// How often each is advertised.
+    pub sharing: Sharing,
+    /// Advertised ids that containers hold, by device; those of a device that was never seen are kept
+    /// after they were let go of.
+    pub held: BTreeMap<String, BTreeSet<String>>,
+    /// Whether the kubelet has told what containers hold.
+    pub allocations_known: bool,
     /// What is refused for what it is.
     pub refusals: Vec<Refusal>,
+    /// What users should know of devices although nothing is wrong.
+    pub remarks: Vec<Refusal>,
     /// Devices that are too many.
     pub left_out: usize,
     /// What could not be looked at.
     pub unknown: Unknown,
+    /// Ids of devices that are Unhealthy only until the agent that serves has seen to them.
+    pub awaiting: BTreeSet<String>,
 }
 
 /// One advertised device.
@@ -40,6 +52,8 @@ pub struct Device {
     /// Paths of its device nodes on the host; none for a simulated device, and for one that was
     /// gone before this agent started.
     pub paths: Vec<String>,
+    /// What the kernel said of the hardware behind it.
+    pub hardware: Hardware,
     /// Whether it can be given to a container.
     pub health: Health,
     /// Why it is Unhealthy; empty otherwise.
@@ -55,6 +69,14 @@ pub struct Device {
 }
 
 impl Inventory {
+    /// No devices yet.
+    pub fn of(sharing: Sharing) -> Self {
+        Self {
+            sharing,
+            ..Self::default()
+        }
+    }
+
     /// The inventory after another look. `allocated` are the ids that containers hold, as far as
     /// that is known: while it is not, nothing is dropped.
     pub fn next(
@@ -68,67 +90,80 @@ impl Inventory {
             unusable,
             unknown,
             refusals,
+            remarks,
+            awaiting,
         } = seen;
+        let allocated = allocated.map(|ids| self.sharing.by_device(ids));
+        let allocated = allocated.as_ref();
         let mut next = Self {
+            sharing: self.sharing,
+            held: allocated.unwrap_or(&self.held).clone(),
+            allocations_known: self.allocations_known || allocated.is_some(),
             refusals,
+            remarks,
+            awaiting,
             unknown,
             ..Self::default()
         };
+        let found = found.into_iter().map(|(id, found)| {
+            let found = found.unless_held_as_another(&id, allocated);
+            (id, found)
+        });
+        let found: BTreeMap<String, Found> = found.collect();
         for (id, known) in &self.devices {
-            let held = allocated.map_or(known.allocated, |ids| ids.contains(id));
+            let held = allocated.map_or(known.allocated, |ids| ids.contains_key(id));
             let device = match found.get(id) {
                 Some(found) => known.found(found, held, now),
-                None if next.unknown.hides(&known.paths) => known.unseen(held),
+                None if next.unknown.hides(known) => known.unseen(held),
                 None => known.missing(unusable.get(id), held, now),
             };
-            if !device.may_be_dropped(allocated.is_some(), now) {
-                next.devices.insert(id.clone(), device);
+            if device.may_be_dropped(allocated.is_some(), now) {
+                continue;
             }
+            if !device.discovered
+                && let Some(last) = self.held.get(id)
+            {
+                next.held.entry(id.clone()).or_insert_with(|| last.clone());
+            }
+            next.devices.insert(id.clone(), device);
         }
         // Whatever the kubelet believes to be held is listed, also where this process never saw it.
         for id in allocated
             .into_iter()
-            .flatten()
+            .flat_map(BTreeMap::keys)
             .filter(|id| !found.contains_key(*id))
         {
             let gone = || Device::unknown(now);
             next.devices.entry(id.clone()).or_insert_with(gone);
         }
+        let mut room = LIST_MAX.saturating_sub(next.list_bytes());
         for (id, found) in found {
             if self.devices.contains_key(&id) {
                 continue;
             }
-            if next.devices.len() >= DEVICES_MAX {
+            let held = allocated.is_some_and(|ids| ids.contains_key(&id));
+            let bytes = self
+                .sharing
+                .list_bytes(&id, found.hardware.numa_nodes.len());
+            // What a container holds comes before what anybody may get.
+            if !held && (next.devices.len() >= DEVICES_MAX || bytes > room) {
                 next.left_out += 1;
                 continue;
             }
-            let held = allocated.is_some_and(|ids| ids.contains(&id));
+            room = room.saturating_sub(bytes);
             next.devices.insert(id, Device::new(found, held, now));
         }
         next
     }
 
-    /// Devices that can be given to a container.
-    pub fn healthy(&self) -> usize {
-        self.devices
-            .values()
-            .filter(|device| device.health == Health::Healthy)
-            .count()
-    }
-
-    /// Ids that containers hold and that this agent never discovered: they are listed as Unhealthy,
-    /// but it would not advertise them by itself. A revision that gives devices other ids has them.
-    pub fn missing_allocated(&self) -> usize {
-        let missing = |device: &&Device| device.allocated && !device.discovered;
-        self.devices.values().filter(missing).count()
-    }
-
-    /// Devices that containers hold.
-    pub fn allocated(&self) -> usize {
-        self.devices
-            .values()
-            .filter(|device| device.allocated)
-            .count()
+    /// Bytes of the list that the kubelet gets, at most.
+    fn list_bytes(&self) -> usize {
+        let devices = self.devices.iter();
+        let bytes = |(id, device): (&String, &Device)| {
+            self.sharing
+                .list_bytes(id, device.hardware.numa_nodes.len())
+        };
+        devices.map(bytes).sum()
     }
 }
 
@@ -137,6 +172,7 @@ impl Device {
         let (health, reason) = judged(&found);
         Self {
             paths: found.paths,
+            hardware: found.hardware,
             health,
             reason,
             since: whole_seconds(now),
@@ -150,6 +186,7 @@ impl Device {
     fn unknown(now: Timestamp) -> Self {
         Self {
             paths: Vec::new(),
+            hardware: Hardware::default(),
             health: Health::Unhealthy,
             reason: GONE.to_owned(),
             since: whole_seconds(now),
@@ -163,6 +200,7 @@ impl Device {
         let (health, reason) = judged(found);
         Self {
             paths: found.paths.clone(),
+            hardware: found.hardware.clone(),
             since: self.since_for(health, now),
             health,
             reason,
@@ -183,6 +221,7 @@ impl Device {
     fn missing(&self, reason: Option<&String>, allocated: bool, now: Timestamp) -> Self {
         Self {
             paths: self.paths.clone(),
+            hardware: self.hardware.clone(),
             health: Health::Unhealthy,
             reason: reason.map_or(GONE, String::as_str).to_owned(),
             since: self.since_for(Health::Unhealthy, now),
@@ -208,15 +247,19 @@ impl Device {
 }
 
 impl Unknown {
-    /// Whether one of the paths could not be looked at.
-    fn hides(&self, paths: &[String]) -> bool {
-        paths.iter().any(|path| {
-            let below = |directory: &String| {
-                path.strip_prefix(directory.as_str())
-                    .is_some_and(|rest| rest.starts_with('/'))
-            };
-            self.paths.contains_key(path) || self.directories.keys().any(below)
-        })
+    /// Whether one of a device's paths, or its place in sysfs, could not be looked at.
+    pub fn hides(&self, device: &Device) -> bool {
+        device
+            .paths
+            .iter()
+            .chain(&device.hardware.sysfs)
+            .any(|path| {
+                let below = |directory: &String| {
+                    path.strip_prefix(directory.as_str())
+                        .is_some_and(|rest| rest.starts_with('/'))
+                };
+                self.paths.contains_key(path) || self.directories.keys().any(below)
+            })
     }
 }
 
@@ -235,16 +278,16 @@ fn whole_seconds(time: Timestamp) -> Timestamp {
 mod tests {
     use super::*;
     use crate::discovery::discovered;
-    use crate::discovery::tests::{character, numbered};
+    use crate::discovery::tests::{character, numbered, seen_paths};
     use crate::discovery::{Candidate, Kind, Target};
-    use crate::rule::tests::rule;
+    use crate::rule::{self, tests::rule};
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
     }
 
     fn look(candidates: &[Candidate]) -> Discovered {
-        discovered(&rule(&["/dev/**"], &[]), candidates, BTreeMap::new())
+        discovered(&rule(&["/dev/**"], &[]), &seen_paths(candidates))
     }
 
     fn node(path: &str) -> Candidate {
@@ -384,6 +427,42 @@ mod tests {
         );
     }
 
+    /// What sysfs does not show now is not gone.
+    #[test]
+    fn a_device_whose_place_cannot_be_looked_at_stays_as_it_was() {
+        let seen = |devices: &[(&str, &str)]| Discovered {
+            devices: devices
+                .iter()
+                .map(|(id, sysfs)| {
+                    let hardware = Hardware {
+                        sysfs: Some((*sysfs).to_owned()),
+                        ..Hardware::default()
+                    };
+                    let paths = vec![format!("/dev/{id}")];
+                    let found = Found {
+                        paths,
+                        hardware,
+                        ..Found::default()
+                    };
+                    ((*id).to_owned(), found)
+                })
+                .collect(),
+            ..Discovered::default()
+        };
+        let both = [("a", "/sys/devices/a"), ("b", "/sys/devices/b")];
+        let first = Inventory::default().next(seen(&both), Some(&none()), at(1));
+        let mut blind = seen(&[]);
+        let error = "input/output error".to_owned();
+        blind.unknown.paths = [("/sys/devices/a".to_owned(), error.clone())].into();
+        let next = first.next(blind, Some(&none()), at(2));
+        let one = ["/dev/a Healthy 1", "/dev/b Unhealthy 2 device node is gone"];
+        assert_eq!(lines(&next), one);
+        let mut blind = seen(&[]);
+        blind.unknown.directories = [("/sys/devices".to_owned(), error)].into();
+        let next = first.next(blind, Some(&none()), at(9));
+        assert_eq!(lines(&next), ["/dev/a Healthy 1", "/dev/b Healthy 1"]);
+    }
+
     #[test]
     fn more_devices_than_a_message_holds_are_left_out() {
         let found = |from: usize, to: usize| Discovered {
@@ -393,7 +472,7 @@ mod tests {
                         format!("id-{n:06}"),
                         Found {
                             paths: vec![format!("/dev/{n}")],
-                            unhealthy: None,
+                            ..Found::default()
                         },
                     )
                 })
@@ -408,5 +487,49 @@ mod tests {
             !more.devices.contains_key("id-000000"),
             "known devices are not pushed out"
         );
+    }
+
+    #[test]
+    fn a_list_stays_below_what_the_kubelet_reads() {
+        let found = |nodes: &[u32]| Discovered {
+            devices: (0..200_000)
+                .map(|n| {
+                    let mut found = Found::default();
+                    found.hardware.numa_nodes = nodes.to_vec();
+                    (format!("{n:058}"), found)
+                })
+                .collect(),
+            ..Discovered::default()
+        };
+        let check = |replicas: i32, nodes: &[u32]| {
+            let mut resource = rule::tests::resource(crds::discovery::Discovery::default());
+            resource.replicas = replicas;
+            let empty = Inventory::of(Sharing::new(&resource));
+            let many = empty.next(found(nodes), Some(&none()), at(1));
+            let bytes = many.list_bytes();
+            assert!(
+                (3_800_000..=LIST_MAX).contains(&bytes),
+                "{replicas}: {bytes}"
+            );
+            assert_eq!(many.devices.len() + many.left_out, 200_000);
+            assert_eq!(many.total(), many.devices.len() * many.sharing.replicas());
+        };
+        check(1, &[0]);
+        check(7, &[]);
+        check(1_000, &[1, 300]);
+    }
+
+    #[test]
+    fn a_held_device_is_never_left_out() {
+        let found = |count: usize| Discovered {
+            devices: (0..count)
+                .map(|n| (format!("id-{n:06}"), Found::default()))
+                .collect(),
+            ..Discovered::default()
+        };
+        let held = BTreeSet::from(["id-099999".to_owned()]);
+        let many = Inventory::default().next(found(100_000), Some(&held), at(1));
+        assert!(many.devices["id-099999"].allocated);
+        assert_eq!(many.left_out, 49_999);
     }
 }

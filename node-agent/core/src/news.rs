@@ -41,6 +41,7 @@ fn decisive(status: &DevicePluginNodeStatus, is_judged: bool) -> impl PartialEq 
             summary: _,
             devices: _,
             truncated: _,
+            last_hook: _,
         } = report;
         let resources: Vec<_> = resources
             .iter()

@@ -15,8 +15,8 @@ pub fn standby_report(identity: &Identity, seen: &Seen) -> Option<StandbyReport>
         let inventory = &resource.inventory;
         StandbyResource {
             name: name.clone(),
-            total: count(inventory.devices.len()),
-            healthy: count(inventory.healthy()),
+            total: count(inventory.total()),
+            healthy: count(inventory.promised()),
             missing_allocated: count(inventory.missing_allocated()),
         }
     });

@@ -1,7 +1,8 @@
 //! What the agent that serves tells of itself: its slot of the node's object.
 
 use crds::node::{
-    AgentReport, DeviceReport, KubeletList, REPORTED_DEVICES_MAX, ReportSummary, ResourceReport,
+    AgentReport, DeviceReport, KubeletList, LastHook, REPORTED_DEVICES_MAX, ReportSummary,
+    ResourceReport,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -54,6 +55,10 @@ pub fn report(identity: &Identity, seen: &Seen) -> AgentReport {
         resources,
         devices,
         truncated,
+        last_hook: seen.last_hook.clone().map(|hook| LastHook {
+            message: shortened(&hook.message, MESSAGE_MAX),
+            ..hook
+        }),
     }
 }
 
@@ -68,7 +73,7 @@ fn resource_report(name: &str, seen: &ResourceSeen) -> ResourceReport {
         registered: seen.standing.is_registered(),
         stream_since,
         registrations: count(usize::try_from(seen.registrations).unwrap_or(usize::MAX)),
-        total: count(inventory.devices.len()),
+        total: count(inventory.total()),
         healthy: count(inventory.healthy()),
         allocated: count(inventory.allocated()),
         missing_allocated: count(inventory.missing_allocated()),
@@ -90,10 +95,21 @@ fn resource_message(seen: &ResourceSeen) -> String {
     let parts = [
         seen.standing.message(),
         seen.discovery_error.clone(),
+        seen.cdi_error.clone(),
         refusals(&seen.inventory),
+        remarks(&seen.inventory),
     ];
     let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
     parts.join("; ")
+}
+
+/// What users should know of devices although nothing is wrong.
+fn remarks(inventory: &Inventory) -> String {
+    let told = inventory.remarks.iter();
+    let told: Vec<String> = told
+        .map(|one| format!("{:?} {}", one.path, one.reason))
+        .collect();
+    listed(&told)
 }
 
 /// What is not advertised although it matches, and what could not be looked at.
@@ -109,7 +125,7 @@ pub(crate) fn refusals(inventory: &Inventory) -> String {
     }
     if inventory.left_out > 0 {
         parts.push(format!(
-            "{} devices are left out: the kubelet takes at most {} of one resource",
+            "{} devices are left out: the kubelet reads lists of at most 4 MiB, and {} devices are served at most",
             inventory.left_out,
             crate::inventory::DEVICES_MAX
         ));
@@ -153,6 +169,11 @@ fn device_report(resource: &str, id: &str, device: &Device) -> DeviceReport {
         resource: resource.to_owned(),
         health: device.health,
         reason: shortened(&device.reason, REASON_MAX),
+        numa_node: device
+            .hardware
+            .numa_nodes
+            .first()
+            .and_then(|node| i32::try_from(*node).ok()),
         paths: device.paths.iter().take(PATHS_MAX).cloned().collect(),
         allocated: device.allocated,
         last_transition_time: Some(Time(device.since)),
@@ -185,6 +206,7 @@ fn count(number: usize) -> i32 {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::discovery::{Hardware, Refusal};
     use crate::role::Role;
     use crate::seen::Part;
     use crds::node::Health;
@@ -202,6 +224,7 @@ pub(crate) mod tests {
         };
         Device {
             paths: vec!["/dev/x".to_owned()],
+            hardware: Hardware::default(),
             health,
             reason,
             since: at(7),
@@ -308,6 +331,24 @@ pub(crate) mod tests {
         assert_eq!(report.resources[0].message.chars().count(), 1024);
         assert_eq!(report.devices[0].reason.chars().count(), 256);
         assert_eq!(report.devices[0].paths.len(), 32);
+    }
+
+    #[test]
+    fn remarks_and_places_are_reported() {
+        let mut one = resource(Standing::Watching(at(1)), &[HEALTHY, HEALTHY]);
+        let inventory = Arc::make_mut(&mut one.inventory);
+        inventory.remarks = vec![Refusal {
+            path: "/dev/x".to_owned(),
+            reason: "shares its serial number".to_owned(),
+        }];
+        for device in inventory.devices.values_mut().skip(1) {
+            device.hardware.numa_nodes = vec![1, 3];
+        }
+        let report = report(&Identity::default(), &seen(vec![one]));
+        let expected = r#""/dev/x" shares its serial number"#;
+        assert_eq!(report.resources[0].message, expected);
+        let near: Vec<Option<i32>> = report.devices.iter().map(|one| one.numa_node).collect();
+        assert_eq!(near, [None, Some(1)]);
     }
 
     #[test]

@@ -1,12 +1,21 @@
-//! Which paths under `/dev` a resource matches, and which directories can hold such paths.
+//! What a resource matches: which paths under `/dev`, which devices in sysfs, and what has to be
+//! looked at to find them.
 
-use crds::resource::{PathDiscovery, Resource, SimulatedDiscovery};
-use globset::{Glob, GlobBuilder, GlobMatcher};
+use crds::discovery::{
+    GroupDiscovery, IdFrom, PciMatcher, SimulatedDiscovery, Topology, UsbMatcher,
+};
+use crds::resource::Resource;
+
+use crate::patterns::{Patterns, UdevPatterns};
+use crate::sight::Sight;
+use crate::uevent::Uevent;
 
 /// A resource's discovery, its patterns compiled.
 #[derive(Clone, Debug)]
 pub struct Rule {
     resource: String,
+    id_from: IdFrom,
+    topology: Topology,
     matches: Matches,
 }
 
@@ -15,25 +24,36 @@ pub struct Rule {
 pub(crate) enum Matches {
     /// Paths of device nodes.
     Paths(Patterns),
+    /// Lists of device nodes.
+    Groups(Vec<GroupDiscovery>),
+    /// What the kernel and udev say.
+    Udev(UdevPatterns),
+    /// PCI functions.
+    Pci(Vec<PciMatcher>),
+    /// USB devices.
+    Usb(Vec<UsbMatcher>),
     /// Nothing that exists.
     Simulated(SimulatedDiscovery),
 }
 
-/// The compiled patterns of one resource.
-#[derive(Clone, Debug)]
-pub(crate) struct Patterns {
-    globs: Vec<GlobMatcher>,
-    excludes: Vec<GlobMatcher>,
-    ways: Vec<Vec<Segment>>,
-}
-
-/// One step of the way from `/` to what a glob matches.
-#[derive(Clone, Debug)]
-enum Segment {
-    /// One directory or file name.
-    Name(GlobMatcher),
-    /// Any number of names.
-    Any,
+/// What of sysfs a rule has to be shown.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Wanted<'a> {
+    /// Nothing.
+    Nothing,
+    /// The devices of a subsystem that have a device node.
+    Subsystem {
+        /// Its name.
+        name: &'a str,
+        /// Names of attributes; those that start with `../` are of a device above.
+        attributes: Vec<&'a str>,
+        /// Whether udev's database is needed as well.
+        properties: bool,
+    },
+    /// PCI functions with `vendor`, `device`, `class` and driver.
+    PciFunctions,
+    /// USB devices with `idVendor`, `idProduct` and `serial`.
+    UsbDevices,
 }
 
 /// Why a resource's discovery cannot be acted on.
@@ -46,6 +66,27 @@ pub enum RuleError {
         glob: String,
         /// What is wrong with it.
         source: globset::Error,
+    },
+    /// A value's pattern cannot be read.
+    #[error("failed to read the pattern {pattern:?} of {field} {name:?}")]
+    ReadPattern {
+        /// `property` or `attribute`.
+        field: &'static str,
+        /// Its name.
+        name: String,
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        source: globset::Error,
+    },
+    /// An attribute's name leads somewhere else.
+    #[error(
+        "attribute {name:?} must be a file in the device's directory in sysfs, such as \
+         \"interface\" or \"power/control\", or, after one \"../\", of a device above it"
+    )]
+    NameAttribute {
+        /// The name.
+        name: String,
     },
     /// A later version's discovery, or none.
     #[error("resource {resource:?} names no kind of discovery that this agent knows")]
@@ -62,17 +103,27 @@ impl Rule {
     /// When a pattern's syntax is wrong, or there is no kind of discovery.
     pub fn new(resource: &Resource) -> Result<Self, RuleError> {
         let discovery = &resource.discovery;
-        let matches = match (&discovery.paths, &discovery.simulated) {
-            (Some(paths), _) => Matches::Paths(Patterns::new(paths)?),
-            (None, Some(simulated)) => Matches::Simulated(simulated.clone()),
-            (None, None) => {
-                return Err(RuleError::NameDiscovery {
-                    resource: resource.name.clone(),
-                });
-            }
+        let matches = if let Some(paths) = &discovery.paths {
+            Matches::Paths(Patterns::new(paths)?)
+        } else if let Some(groups) = &discovery.groups {
+            Matches::Groups(groups.clone())
+        } else if let Some(udev) = &discovery.udev {
+            Matches::Udev(UdevPatterns::new(udev)?)
+        } else if let Some(pci) = &discovery.pci {
+            Matches::Pci(pci.clone())
+        } else if let Some(usb) = &discovery.usb {
+            Matches::Usb(usb.clone())
+        } else if let Some(simulated) = &discovery.simulated {
+            Matches::Simulated(simulated.clone())
+        } else {
+            return Err(RuleError::NameDiscovery {
+                resource: resource.name.clone(),
+            });
         };
         Ok(Self {
             resource: resource.name.clone(),
+            id_from: resource.id_from,
+            topology: resource.topology,
             matches,
         })
     }
@@ -82,30 +133,97 @@ impl Rule {
         &self.resource
     }
 
+    /// What ids are made from; for `Auto` what suits the kind of discovery.
+    pub(crate) fn id_from(&self) -> IdFrom {
+        match (self.id_from, &self.matches) {
+            (IdFrom::Auto, Matches::Pci(_)) => IdFrom::BusPath,
+            (IdFrom::Auto, Matches::Udev(_) | Matches::Usb(_)) => IdFrom::Serial,
+            (IdFrom::Auto, Matches::Paths(_) | Matches::Groups(_) | Matches::Simulated(_)) => {
+                IdFrom::DevicePath
+            }
+            (asked @ (IdFrom::Serial | IdFrom::BusPath | IdFrom::DevicePath), _) => asked,
+        }
+    }
+
+    /// Whether the kubelet is told where devices are.
+    pub(crate) fn topology(&self) -> Topology {
+        self.topology
+    }
+
     /// Whether a path, such as `/dev/ttyUSB0`, is a candidate: whoever walks `/dev` looks at no
     /// other.
     pub fn matches(&self, path: &str) -> bool {
-        self.precedence(path).is_some()
+        match &self.matches {
+            Matches::Groups(groups) => groups.iter().any(|group| paths(group).any(|p| p == path)),
+            Matches::Paths(_)
+            | Matches::Udev(_)
+            | Matches::Pci(_)
+            | Matches::Usb(_)
+            | Matches::Simulated(_) => self.precedence(path).is_some(),
+        }
     }
 
     /// Whether a directory, such as `/dev/serial`, can hold candidates at any depth. Links to
     /// directories are not meant: they are not followed.
     pub fn may_hold_matches(&self, directory: &str) -> bool {
+        let is_below = |path: &str| {
+            let rest = path.strip_prefix(directory);
+            rest.is_some_and(|rest| rest.starts_with('/'))
+        };
         match &self.matches {
-            Matches::Paths(patterns) => {
-                let names: Vec<&str> = directory.split('/').filter(|n| !n.is_empty()).collect();
-                patterns.ways.iter().any(|way| leads_through(way, &names))
-            }
-            Matches::Simulated(_) => false,
+            Matches::Paths(patterns) => patterns.lead_through(directory),
+            Matches::Groups(groups) => groups.iter().any(|group| paths(group).any(is_below)),
+            Matches::Udev(_) | Matches::Pci(_) | Matches::Usb(_) | Matches::Simulated(_) => false,
         }
     }
 
     /// The position of the first glob that matches a path.
     pub(crate) fn precedence(&self, path: &str) -> Option<usize> {
         match &self.matches {
-            Matches::Paths(patterns) if patterns.excludes.iter().any(|e| e.is_match(path)) => None,
-            Matches::Paths(patterns) => patterns.globs.iter().position(|g| g.is_match(path)),
-            Matches::Simulated(_) => None,
+            Matches::Paths(patterns) => patterns.precedence(path),
+            Matches::Groups(_)
+            | Matches::Udev(_)
+            | Matches::Pci(_)
+            | Matches::Usb(_)
+            | Matches::Simulated(_) => None,
+        }
+    }
+
+    /// What of sysfs the rule has to be shown.
+    pub fn wanted(&self) -> Wanted<'_> {
+        match &self.matches {
+            Matches::Paths(_) | Matches::Groups(_) | Matches::Simulated(_) => Wanted::Nothing,
+            Matches::Udev(udev) => Wanted::Subsystem {
+                name: udev.subsystem(),
+                attributes: udev.attributes(),
+                properties: udev.asks_properties(),
+            },
+            Matches::Pci(_) => Wanted::PciFunctions,
+            Matches::Usb(_) => Wanted::UsbDevices,
+        }
+    }
+
+    /// Whether a device in sysfs is one of the resource: of those that are not, neither nodes nor
+    /// levels need to be read.
+    pub fn accepts(&self, sight: &Sight) -> bool {
+        match &self.matches {
+            Matches::Udev(udev) => udev.accepts(sight),
+            Matches::Pci(matchers) => matchers.iter().any(|one| is_function(one, sight)),
+            Matches::Usb(matchers) => matchers.iter().any(|one| is_usb_device(one, sight)),
+            Matches::Paths(_) | Matches::Groups(_) | Matches::Simulated(_) => false,
+        }
+    }
+
+    /// Whether a change that the kernel told can change what the rule finds.
+    pub fn is_touched_by(&self, event: &Uevent) -> bool {
+        match &self.matches {
+            Matches::Udev(udev) => event.subsystem == udev.subsystem(),
+            // The nodes of VFIO are made elsewhere than the functions.
+            Matches::Pci(_) => {
+                event.is_below_pci() || matches!(event.subsystem.as_str(), "vfio" | "misc")
+            }
+            Matches::Usb(_) => event.is_below_usb(),
+            Matches::Paths(_) | Matches::Groups(_) | Matches::Simulated(_) => false,
         }
     }
 
@@ -115,61 +233,38 @@ impl Rule {
     }
 }
 
-impl Patterns {
-    fn new(paths: &PathDiscovery) -> Result<Self, RuleError> {
-        let all = |globs: &[String]| -> Result<Vec<GlobMatcher>, RuleError> {
-            globs.iter().map(|glob| compiled(glob)).collect()
-        };
-        let ways: Result<_, _> = paths.globs.iter().map(|glob| way(glob)).collect();
-        Ok(Self {
-            globs: all(&paths.globs)?,
-            excludes: all(&paths.exclude)?,
-            ways: ways?,
-        })
-    }
+fn paths(group: &GroupDiscovery) -> impl Iterator<Item = &str> {
+    let all = group.paths.iter().chain(&group.optional_paths);
+    all.map(String::as_str)
 }
 
-fn compiled(glob: &str) -> Result<GlobMatcher, RuleError> {
-    let built: Result<Glob, globset::Error> =
-        GlobBuilder::new(glob).literal_separator(true).build();
-    built
-        .map(|glob| glob.compile_matcher())
-        .map_err(|source| RuleError::ReadGlob {
-            glob: glob.to_owned(),
-            source,
-        })
+fn is_function(matcher: &PciMatcher, sight: &Sight) -> bool {
+    let is = |attribute: &str, wanted: &str| {
+        let value = sight.attributes.get(attribute);
+        let value = value.map(|value| value.trim_start_matches("0x"));
+        wanted.is_empty() || value.is_some_and(|value| value.starts_with(wanted))
+    };
+    let driver = sight.driver.as_deref().unwrap_or_default();
+    is("vendor", &matcher.vendor)
+        && is("device", &matcher.device)
+        && is("class", &matcher.class)
+        && (matcher.driver.is_empty() || matcher.driver == driver)
 }
 
-/// The steps of a glob. From the first one that is not plainly between two slashes (an alternative
-/// may hold slashes: `/dev/{a/b,c}`) everything below may match.
-fn way(glob: &str) -> Result<Vec<Segment>, RuleError> {
-    let mut way = Vec::new();
-    for name in glob.split('/').filter(|name| !name.is_empty()) {
-        let closed =
-            |open: char, close: char| name.matches(open).count() == name.matches(close).count();
-        if name == "**" || !closed('{', '}') || !closed('[', ']') || name.ends_with('\\') {
-            way.push(Segment::Any);
-            break;
-        }
-        way.push(Segment::Name(compiled(name)?));
-    }
-    Ok(way)
-}
-
-fn leads_through(way: &[Segment], names: &[&str]) -> bool {
-    match (way.split_first(), names.split_first()) {
-        (Some((Segment::Any, _)), _) | (Some(_), None) => true,
-        (None, _) => false,
-        (Some((Segment::Name(matcher), rest)), Some((name, deeper))) => {
-            matcher.is_match(name) && leads_through(rest, deeper)
-        }
-    }
+fn is_usb_device(matcher: &UsbMatcher, sight: &Sight) -> bool {
+    let is = |attribute: &str, wanted: &str| {
+        let value = sight.attributes.get(attribute);
+        wanted.is_empty() || value.is_some_and(|value| value == wanted)
+    };
+    is("idVendor", &matcher.vendor)
+        && is("idProduct", &matcher.product)
+        && is("serial", &matcher.serial)
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crds::resource::Discovery;
+    use crds::discovery::{Discovery, PathDiscovery};
 
     pub(crate) fn rule(globs: &[&str], exclude: &[&str]) -> Rule {
         let owned = |globs: &[&str]| globs.iter().map(|g| (*g).to_owned()).collect();
@@ -179,7 +274,7 @@ pub(crate) mod tests {
         };
         Rule::new(&resource(Discovery {
             paths: Some(paths),
-            simulated: None,
+            ..Discovery::default()
         }))
         .unwrap()
     }
@@ -188,8 +283,14 @@ pub(crate) mod tests {
         Resource {
             name: "example.com/serial".to_owned(),
             discovery,
+            id_from: IdFrom::default(),
+            topology: Topology::default(),
+            replicas: 1,
+            allow_multiple_replicas_per_container: false,
+            preferred_allocation: crds::resource::PreferredAllocation::None,
             container: None,
             health_check: None,
+            min_devices: 0,
         }
     }
 
@@ -244,16 +345,13 @@ pub(crate) mod tests {
         };
         let error = Rule::new(&resource(Discovery {
             paths: Some(paths),
-            simulated: None,
+            ..Discovery::default()
         }));
         assert_eq!(
             error.unwrap_err().to_string(),
             r#"failed to read glob "/dev/[""#
         );
-        let error = Rule::new(&resource(Discovery {
-            paths: None,
-            simulated: None,
-        }));
+        let error = Rule::new(&resource(Discovery::default()));
         assert!(
             error
                 .unwrap_err()

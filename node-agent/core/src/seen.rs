@@ -1,8 +1,9 @@
 //! What the agent's parts have seen so far: what reports, conditions and readiness are made from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crds::node::LastHook;
 use jiff::Timestamp;
 
 use crate::inventory::Inventory;
@@ -19,6 +20,8 @@ pub struct Seen {
     pub pod_resources: Option<Result<(), String>>,
     /// Why locks cannot be taken on this host; empty otherwise.
     pub lock_error: String,
+    /// The hook that ended last.
+    pub last_hook: Option<LastHook>,
     /// The config's resources by name.
     pub resources: BTreeMap<String, ResourceSeen>,
 }
@@ -56,6 +59,12 @@ pub struct ResourceSeen {
     pub inventory: Arc<Inventory>,
     /// Why its devices cannot be looked for at all; empty otherwise.
     pub discovery_error: String,
+    /// Why the container runtime cannot be told of its devices; empty otherwise.
+    pub cdi_error: String,
+    /// With fewer Healthy devices the node counts as degraded.
+    pub min_devices: usize,
+    /// Devices of containers that may have started without their reset.
+    pub never_reset: BTreeSet<String>,
     /// The kubelet's own list, once it was read after the stream opened.
     pub kubelet: Option<KubeletSeen>,
     /// Who takes the resource over again and again, in words; empty if nobody does.

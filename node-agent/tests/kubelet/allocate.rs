@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tonic::Status;
 
 use crate::fake_kubelet::Model;
-use crate::rig::{Rig, Running, TTY, config, simulated, until};
+use crate::rig::{Rig, Running, TTY, config, paths, simulated, until};
 
 struct Served {
     rig: Rig,
@@ -243,23 +243,159 @@ async fn what_is_not_offered_is_answered_without_harm() {
     served.agent.stop().await.unwrap();
 }
 
-/// 58: larger than the usual limit of 4 MiB.
+/// 42, 53: what else a container gets.
 #[tokio::test]
-async fn a_large_request_is_read() {
-    let served = served(json!({})).await;
-    let many = (0..100_000).map(|id| format!("{id:063}"));
-    let request = PreferredAllocationRequest {
-        container_requests: vec![proto::v1beta1::ContainerPreferredAllocationRequest {
-            available_device_i_ds: many.collect(),
-            ..Default::default()
-        }],
+async fn mounts_and_annotations_are_given() {
+    let access = json!({
+        "mounts": [
+            { "hostPath": "/run/cards", "containerPath": "/run/x" },
+            { "hostPath": "/run/log", "containerPath": "/run/y", "readOnly": false },
+        ],
+        "annotations": { "example.com/mode": "fast" },
+    });
+    let served = served(access).await;
+    let answer = served.ask_one(&[&served.ids[0]]).await;
+    let mounts: Vec<(&str, &str, bool)> = answer
+        .mounts
+        .iter()
+        .map(|one| {
+            (
+                one.host_path.as_str(),
+                one.container_path.as_str(),
+                one.read_only,
+            )
+        })
+        .collect();
+    assert_eq!(
+        mounts,
+        [
+            ("/run/cards", "/run/x", true),
+            ("/run/log", "/run/y", false)
+        ]
+    );
+    assert_eq!(answer.annotations["example.com/mode"], "fast");
+    assert_eq!(
+        served.ask_one(&[]).await,
+        ContainerAllocateResponse::default()
+    );
+    served.agent.stop().await.unwrap();
+}
+
+/// 52: the kubelet gives the answer to every restart of the container, and the runtime follows the
+/// link each time.
+#[tokio::test]
+async fn a_link_that_the_config_names_is_what_the_kubelet_keeps() {
+    let rig = Rig::new(Model::V1_37);
+    rig.plug("raw/tty0");
+    rig.link("by-id/card", "../raw/tty0");
+    let agent = rig.start_with(config(&[paths(TTY, &["/dev/by-id/*", "/dev/raw/*"])]));
+    let known = rig.kubelet.until_healths(TTY, &["Healthy"]).await;
+    let ids = known.resources[TTY].devices.keys().cloned().collect();
+    let served = Served { rig, agent, ids };
+    let answer = served.ask_one(&[&served.ids[0]]).await;
+    assert_eq!(answer.devices[0].host_path, "/dev/by-id/card");
+    served.agent.stop().await.unwrap();
+}
+
+/// 54, and 52: the name stays, what it stands for follows the device.
+#[tokio::test]
+async fn with_cdi_a_device_has_a_name_for_as_long_as_it_is_there() {
+    let mut rig = Rig::new(Model::V1_37);
+    rig.settings.timing.between_messages = std::time::Duration::ZERO;
+    rig.plug("raw/tty0");
+    rig.plug("raw/tty1");
+    rig.link("by-id/card", "../raw/tty0");
+    let by_id = json!({
+        "name": TTY,
+        "discovery": { "paths": { "globs": ["/dev/by-id/*"] } },
+        "container": { "cdi": "Enabled", "env": [{ "name": "X", "value": "$(DEVICE_PATHS)" }] },
+    });
+    let agent = rig.start_with(config(std::slice::from_ref(&by_id)));
+    let known = rig.kubelet.until_healths(TTY, &["Healthy"]).await;
+    let ids: Vec<String> = known.resources[TTY].devices.keys().cloned().collect();
+    let specified = || {
+        let files = crate::rig::names(&rig.settings.cdi_dir);
+        assert_eq!(files.len(), 1, "{files:?}");
+        let text = std::fs::read(rig.settings.cdi_dir.join(&files[0])).unwrap();
+        serde_json::from_slice::<Value>(&text).unwrap()
     };
-    let plugin = served.rig.kubelet.plugin(TTY).await;
-    let answer = plugin
-        .max_encoding_message_size(64 << 20)
-        .get_preferred_allocation(request)
-        .await;
-    assert!(answer.is_ok(), "{answer:?}");
+    // Before the kubelet hears of the device, and so before it can be given out.
+    let specification = specified();
+    let device = &specification["devices"][0];
+    assert_eq!(
+        device["containerEdits"]["deviceNodes"],
+        json!([{ "path": "/dev/by-id/card", "hostPath": "/dev/raw/tty0", "permissions": "rw" }])
+    );
+    let served = Served { rig, agent, ids };
+    let answer = served.ask_one(&[&served.ids[0]]).await;
+    let kind = specification["kind"].as_str().unwrap();
+    let name = format!("{kind}={}", device["name"].as_str().unwrap());
+    let names: Vec<&str> = answer
+        .cdi_devices
+        .iter()
+        .map(|one| one.name.as_str())
+        .collect();
+    assert_eq!((names, kind), (vec![name.as_str()], TTY));
+    assert!(answer.devices.is_empty(), "the runtime gets them by name");
+    assert_eq!(answer.envs["X"], "/dev/by-id/card");
+
+    // Plugged in somewhere else, at once.
+    let Served { rig, agent, ids } = served;
+    std::fs::remove_file(rig.settings.host_dev_dir.join("by-id/card")).unwrap();
+    rig.link("by-id/card", "../raw/tty1");
+    let specified = || {
+        let files = crate::rig::names(&rig.settings.cdi_dir);
+        let text = std::fs::read(rig.settings.cdi_dir.join(&files[0])).unwrap();
+        serde_json::from_slice::<Value>(&text).unwrap()
+    };
+    let node = |specification: &Value| {
+        specification["devices"][0]["containerEdits"]["deviceNodes"][0]["hostPath"].clone()
+    };
+    until("followed", || node(&specified()) == "/dev/raw/tty1").await;
+    let before = specified();
+    agent.stop().await.unwrap();
+    assert_eq!(
+        specified(),
+        before,
+        "containers may start while no agent runs"
+    );
+    // The next agent does not see the device, which a container still holds.
+    rig.unplug("raw/tty1");
+    rig.pod_resources.answer(|answers| {
+        answers.held.insert(TTY.to_owned(), ids.clone());
+    });
+    let agent = rig.start_with(config(&[by_id]));
+    rig.kubelet.until_healths(TTY, &["Unhealthy"]).await;
+    assert_eq!(specified(), before);
+    agent.stop().await.unwrap();
+}
+
+/// Nothing is given out that the runtime would not find.
+#[tokio::test]
+async fn a_specification_that_cannot_be_written_gives_out_nothing() {
+    let rig = Rig::new(Model::V1_37);
+    std::fs::remove_dir(&rig.settings.cdi_dir).unwrap();
+    std::fs::write(&rig.settings.cdi_dir, "a file").unwrap();
+    rig.plug("tty0");
+    let resource = json!({
+        "name": TTY,
+        "discovery": { "paths": { "globs": ["/dev/tty*"] } },
+        "container": { "cdi": "Enabled" },
+    });
+    let agent = rig.start_with(config(&[resource]));
+    let known = rig.kubelet.until_healths(TTY, &["Healthy"]).await;
+    let ids = known.resources[TTY].devices.keys().cloned().collect();
+    let served = Served { rig, agent, ids };
+    let error = served.ask(&[&[&served.ids[0]]]).await.unwrap_err();
+    assert!(
+        error
+            .message()
+            .contains("failed to write the CDI specification"),
+        "{error:?}"
+    );
+    std::fs::remove_file(&served.rig.settings.cdi_dir).unwrap();
+    let answer = served.ask_one(&[&served.ids[0]]).await;
+    assert_eq!(answer.cdi_devices.len(), 1);
     served.agent.stop().await.unwrap();
 }
 

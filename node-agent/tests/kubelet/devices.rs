@@ -140,6 +140,33 @@ async fn many_devices_are_one_message() {
     agent.stop().await.unwrap();
 }
 
+/// 38: far more than a message holds. What does not fit is left out, and said.
+#[tokio::test]
+async fn a_list_that_is_too_long_is_cut() {
+    let rig = Rig::new(Model::V1_37);
+    let many = json!({
+        "name": TTY,
+        "discovery": { "simulated": { "count": 256 } },
+        "replicas": 1_000,
+    });
+    let agent = rig.start_with(config(&[many]));
+    // The kubelet of the test reads 4 MiB, as a real one.
+    let known = rig
+        .kubelet
+        .until("served", |known| known.is_served(TTY))
+        .await;
+    let ids = known.resources[TTY].devices.len();
+    assert!(
+        (50_000..256_000).contains(&ids) && ids % 1_000 == 0,
+        "{ids}"
+    );
+    agent.until_ready().await;
+    let healthy = r#"devices{resource="example.com/tty",health="Healthy"}"#;
+    until("shown", || agent.metric(healthy) == Some(ids as f64)).await;
+    assert_eq!(rig.kubelet.known().calls.len(), 1, "the stream stays");
+    agent.stop().await.unwrap();
+}
+
 /// A glob that cannot be read is told; the resource is there, with no devices.
 #[tokio::test]
 async fn a_wrong_glob_is_told_and_the_rest_is_served() {

@@ -12,11 +12,18 @@ mod allocate;
 mod api;
 mod comparison;
 mod devices;
+mod discovery;
 mod fake_api;
 mod fake_kubelet;
 mod fake_pod_resources;
+mod fake_runner;
 mod first_time;
 mod hand_over;
+mod health;
+mod hooks;
+#[path = "../support/machine.rs"]
+mod machine;
+mod preferred;
 mod process;
 mod registration;
 mod restart;

@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 
 use crate::fake_kubelet::{DEADLINE, FakeKubelet, Model};
 use crate::fake_pod_resources::FakePodResources;
+use crate::fake_runner::FakeRunner;
 
 /// The resource of most tests.
 pub const TTY: &str = "example.com/tty";
@@ -72,8 +73,12 @@ impl Rig {
             plugin_dir: at("plugins"),
             pod_resources_dir: at("pod-resources"),
             host_dev_dir: at("dev"),
+            sysfs_dir: at("sys"),
+            udev_dir: at("udev"),
+            runner_socket: home.path().join("runner.sock"),
             lock_dir: at("locks"),
             state_dir: at("state"),
+            cdi_dir: at("cdi"),
             ..Settings::default()
         };
         let timing = &mut settings.timing;
@@ -105,6 +110,18 @@ impl Rig {
         )
         .unwrap();
         path
+    }
+
+    /// Starts a runner.
+    pub fn runner(&self) -> FakeRunner {
+        FakeRunner::start(&self.settings.runner_socket)
+    }
+
+    /// Tells which devices of [`TTY`] containers hold.
+    pub fn hold(&self, ids: &[&String]) {
+        let ids: Vec<String> = ids.iter().map(|id| (*id).clone()).collect();
+        self.pod_resources
+            .answer(|answers| _ = answers.held.insert(TTY.to_owned(), ids));
     }
 
     /// Takes a device away.

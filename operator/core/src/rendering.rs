@@ -1,8 +1,11 @@
 //! The objects of a revision, rendered once and stored whole: a later operator renders other
 //! revisions differently and leaves these as they are.
 
+pub mod runner;
+
 use crds::DevicePluginConfig;
 use crds::agent_config::AgentConfig;
+use crds::container::Cdi;
 use crds::names::{
     AGENT_CONFIG_KEY, CONFIG_LABEL, HTTP_PORT, PROMOTED_ANNOTATION, REVISION_LABEL, agent_env,
     node_revision_label, node_stage_label, paths, revision_object,
@@ -13,7 +16,8 @@ use serde_json::{Value, json};
 
 use crate::action::metadata;
 use crate::revision::{
-    Amounts, DEFAULT_PRIORITY_CLASS, HASH_SCHEMA, RevisionContent, amounts, canonical_resources,
+    Amounts, DEFAULT_PRIORITY_CLASS, HASH_SCHEMA, RevisionContent, amounts, canonical_hooks,
+    canonical_resources,
 };
 use crate::selection::OWN_TOLERATIONS;
 use crate::settings::Settings;
@@ -31,18 +35,27 @@ pub fn content(
     let name = config.metadata.name.clone().unwrap_or_default();
     let default = AgentSettings::default();
     let agent = config.spec.agent.as_ref().unwrap_or(&default);
+    let udev = reads_udev(config);
+    let mut template = template(&name, revision, image, agent, udev, settings);
+    if uses_cdi(config) {
+        add_cdi_directory(&mut template);
+    }
+    if let Some(pod) = template.get_mut("spec") {
+        runner::add(pod, &config.spec, image);
+    }
     let agent_config = AgentConfig {
         config: name.clone(),
         config_uid: config.metadata.uid.clone().unwrap_or_default(),
         revision: revision.to_owned(),
         resources: canonical_resources(&config.spec),
+        hooks: canonical_hooks(&config.spec),
     };
     RevisionContent {
         hash_schema: HASH_SCHEMA,
         agent_image: image.to_owned(),
         // Plain data without maps keyed by anything but strings can always be written.
         agent_config: serde_json::to_string(&agent_config).unwrap_or_default(),
-        template: template(&name, revision, image, agent, settings),
+        template,
     }
 }
 
@@ -183,11 +196,14 @@ pub fn with_role(template: &Value, role: &str) -> Value {
 }
 
 fn agent_env_of(template: &mut Value) -> Option<&mut Vec<Value>> {
+    agent_container_of(template)?.get_mut("env")?.as_array_mut()
+}
+
+fn agent_container_of(template: &mut Value) -> Option<&mut Value> {
     let containers = template.pointer_mut("/spec/containers")?.as_array_mut()?;
-    let agent = containers
+    containers
         .iter_mut()
-        .find(|one| one.get("name").and_then(Value::as_str) == Some(AGENT_CONTAINER))?;
-    agent.get_mut("env")?.as_array_mut()
+        .find(|one| one.get("name").and_then(Value::as_str) == Some(AGENT_CONTAINER))
 }
 
 /// Whether an object holds everything that is wanted: the API server adds its defaults, and writes
@@ -258,6 +274,7 @@ fn template(
     revision: &str,
     image: &str,
     agent: &AgentSettings,
+    reads_udev: bool,
     settings: &Settings,
 ) -> Value {
     let mut spec = json!({
@@ -272,6 +289,9 @@ fn template(
         "containers": [container(name, revision, image, agent)],
         "volumes": volumes(name, revision, settings),
     });
+    if reads_udev {
+        mount_udev(&mut spec);
+    }
     if !agent.image_pull_secrets.is_empty() {
         set(
             &mut spec,
@@ -363,6 +383,26 @@ fn tolerations(own: &[Toleration]) -> Value {
     ours.chain(own.iter().map(|one| json!(one))).collect()
 }
 
+/// Whether a resource is found by what only udev's database has; sysfs is in every container.
+fn reads_udev(config: &DevicePluginConfig) -> bool {
+    let mut resources = config.spec.resources.iter();
+    resources.any(|resource| {
+        let udev = resource.discovery.udev.as_ref();
+        udev.is_some_and(|udev| !udev.properties.is_empty())
+    })
+}
+
+fn mount_udev(spec: &mut Value) {
+    if let Some(Value::Array(mounts)) = spec.pointer_mut("/containers/0/volumeMounts") {
+        mounts.push(json!({ "name": "udev", "mountPath": paths::UDEV_DIR, "readOnly": true }));
+    }
+    if let Some(Value::Array(volumes)) = spec.pointer_mut("/volumes") {
+        // Made where no udev runs: the agent then finds what the kernel itself tells.
+        let host = json!({ "path": paths::UDEV_DIR, "type": "DirectoryOrCreate" });
+        volumes.push(json!({ "name": "udev", "hostPath": host }));
+    }
+}
+
 fn volumes(name: &str, revision: &str, settings: &Settings) -> Value {
     let host = |volume: &str, path: &str, kind: &str| json!({ "name": volume, "hostPath": { "path": path, "type": kind } });
     json!([
@@ -377,6 +417,35 @@ fn volumes(name: &str, revision: &str, settings: &Settings) -> Value {
     ])
 }
 
+fn uses_cdi(config: &DevicePluginConfig) -> bool {
+    let access = |resource: &crds::Resource| resource.container_access().cdi;
+    let mut resources = config.spec.resources.iter();
+    resources.any(|resource| access(resource) == Cdi::Enabled)
+}
+
+/// Lets the agent write CDI specifications: nobody else's agent sees the directory.
+fn add_cdi_directory(template: &mut Value) {
+    const VOLUME: &str = "cdi";
+    let volume = json!({ "name": VOLUME, "hostPath": { "path": paths::CDI_DIR, "type": "DirectoryOrCreate" } });
+    if let Some(volumes) = template.pointer_mut("/spec/volumes") {
+        push(volumes, volume);
+    }
+    let mounts = agent_container_of(template).and_then(|agent| agent.get_mut("volumeMounts"));
+    if let Some(mounts) = mounts {
+        push(
+            mounts,
+            json!({ "name": VOLUME, "mountPath": paths::CDI_DIR }),
+        );
+    }
+}
+
+/// Appends to a list.
+fn push(list: &mut Value, value: Value) {
+    if let Some(items) = list.as_array_mut() {
+        items.push(value);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -385,7 +454,7 @@ mod tests {
 
     const SPEC: &str = include_str!("rendering/config.yaml");
 
-    fn settings() -> Settings {
+    pub(super) fn settings() -> Settings {
         Settings {
             namespace: "device-plugin-system".to_owned(),
             agent_image: "registry.example.com/agent:1".to_owned(),
@@ -496,6 +565,52 @@ mod tests {
             writable,
             [paths::DEVICE_PLUGIN_DIR, paths::LOCK_DIR, paths::STATE_DIR]
         );
+    }
+
+    #[test]
+    fn only_a_config_that_asks_udev_sees_its_database() {
+        let check = |discovery: &str, expected: bool| {
+            let spec = format!("resources: [{{name: example.com/a, discovery: {{{discovery}}}}}]");
+            let spec = serde_yaml::from_str(&spec).unwrap();
+            let config = DevicePluginConfig::new("serial", spec);
+            let content = content(&config, "0123456789", "i", &settings());
+            let names = |place: &str| {
+                let list = content.template.pointer(place).unwrap().as_array().unwrap();
+                list.iter().any(|one| one["name"] == "udev")
+            };
+            assert_eq!(names("/spec/volumes"), expected, "{discovery}");
+            assert_eq!(names("/spec/containers/0/volumeMounts"), expected);
+            let text = content.template.to_string();
+            assert!(!text.contains(r#""/sys""#), "every container has it");
+        };
+        check("udev: {subsystem: tty, properties: {ID_MODEL: a}}", true);
+        check(
+            "udev: {subsystem: tty, attributes: {../idVendor: '0403'}}",
+            false,
+        );
+        check("usb: [{vendor: '0403'}]", false);
+    }
+
+    #[test]
+    fn only_who_writes_cdi_specifications_sees_their_directory() {
+        let mut config = config();
+        let names = |config: &DevicePluginConfig| {
+            let spec = content(config, "0123456789", "i", &settings()).template;
+            let list = |pointer: &str| spec.pointer(pointer).unwrap().as_array().unwrap().clone();
+            let mounts = list("/spec/containers/0/volumeMounts");
+            let mounts = mounts
+                .iter()
+                .filter(|one| one["mountPath"] == "/var/run/cdi");
+            let volumes = list("/spec/volumes");
+            let volumes = volumes
+                .iter()
+                .filter(|one| one["hostPath"]["path"] == "/var/run/cdi");
+            (mounts.count(), volumes.count())
+        };
+        assert_eq!(names(&config), (0, 0));
+        let access = config.spec.resources[0].container.get_or_insert_default();
+        access.cdi = Cdi::Enabled;
+        assert_eq!(names(&config), (1, 1));
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! The name of what an agent runs: ten hex digits over its content.
 
+use crds::agent_config::AgentConfig;
 use crds::config::DevicePluginConfigSpec;
+use crds::container::ContainerAccess;
+use crds::health::HealthCheck;
+use crds::hooks::{Driver, HOOK_TIMEOUT, Hook, Hooks, RESET_TIMEOUT};
 use crds::names::short_hash;
 use crds::placement::{
     AgentSettings, ComputeResources, ImagePullPolicy, Quantities, Toleration, TolerationOperator,
 };
-use crds::resource::{ContainerAccess, HealthCheck, Resource};
+use crds::resource::Resource;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -35,16 +39,27 @@ pub struct RevisionContent {
     pub template: Value,
 }
 
+impl RevisionContent {
+    /// What makes the devices' driver ready; nothing where that cannot be read.
+    pub fn driver(&self) -> Option<Driver> {
+        let config: AgentConfig = serde_json::from_str(&self.agent_config).ok()?;
+        config.hooks?.driver
+    }
+}
+
 /// The revision that a spec asks for with a given agent image.
 ///
 /// The hash covers, as JSON with sorted keys and without white space, `agent` (without `image`
-/// and `logLevel`), `image` and `resources` sorted by name (their order means nothing). Members
+/// and `logLevel`), `hooks`, `image` and `resources` sorted by name (their order means nothing). Members
 /// equal to their default are left out, so that a later version with more fields gives the same.
 pub fn revision(spec: &DevicePluginConfigSpec, image: &str) -> String {
     let mut content = Map::new();
     let agent = canonical_agent(spec.agent.as_ref());
     if !agent.is_empty() {
         content.insert("agent".to_owned(), Value::Object(agent));
+    }
+    if let Some(hooks) = canonical_hooks(spec) {
+        content.insert("hooks".to_owned(), json!(hooks));
     }
     content.insert("image".to_owned(), Value::from(image));
     content.insert("resources".to_owned(), json!(canonical_resources(spec)));
@@ -72,6 +87,32 @@ pub fn canonical_resources(spec: &DevicePluginConfigSpec) -> Vec<Resource> {
     }
     resources.sort_by(|one, other| one.name.cmp(&other.name));
     resources
+}
+
+/// The hooks without members that say what would be so anyway; nothing where nothing is left.
+pub fn canonical_hooks(spec: &DevicePluginConfigSpec) -> Option<Hooks> {
+    let mut hooks = spec.hooks.clone()?;
+    let Hooks {
+        tools_image: _,
+        privileged: _,
+        driver: _,
+        init,
+        reset,
+        release,
+    } = &mut hooks;
+    for (hook, default) in [
+        (init, HOOK_TIMEOUT),
+        (reset, RESET_TIMEOUT),
+        (release, HOOK_TIMEOUT),
+    ] {
+        if let Some(Hook {
+            timeout_seconds, ..
+        }) = hook
+        {
+            *timeout_seconds = timeout_seconds.filter(|seconds| *seconds != default);
+        }
+    }
+    (hooks != Hooks::default()).then_some(hooks)
 }
 
 /// Amounts in effect: requests default to zero, limits to none.
@@ -232,10 +273,17 @@ mod tests {
         for same in [
             resource(", container: {}"),
             resource(", container: {permissions: rw, path: '', env: []}"),
+            resource(", container: {mounts: [], annotations: {}, cdi: Disabled}"),
+            resource(
+                ", replicas: 1, allowMultipleReplicasPerContainer: false, preferredAllocation: None",
+            ),
             resource(", healthCheck: {}"),
+            resource(", idFrom: Auto, topology: Auto"),
             resource(", healthCheck: {type: Exists, periodSeconds: 5}"),
             format!("{PLAIN}\nnodeSelector: {{matchLabels: {{a: b}}}}"),
             format!("{PLAIN}\nlabelLossGraceSeconds: 7"),
+            format!("{PLAIN}\nhooks: {{}}"),
+            format!("{PLAIN}\nhooks: {{privileged: false}}"),
             format!("{PLAIN}\nagent: {{}}"),
             format!("{PLAIN}\nagent: {{logLevel: trace}}"),
             format!("{PLAIN}\nagent: {{image: {IMAGE}}}"),
@@ -254,6 +302,21 @@ mod tests {
         );
         let order = |first: &str, second: &str| of(&format!("resources: [{first}, {second}]"));
         assert_eq!(order(one, other), order(other, one));
+        let hooks = |one: &str| of(&format!("{PLAIN}\nhooks: {{{one}}}"));
+        assert_eq!(
+            hooks("init: {type: PciReset}, reset: {type: PciReset}, release: {type: PciReset}"),
+            hooks(
+                "init: {type: PciReset, timeoutSeconds: 60}, reset: {type: PciReset, \
+                 timeoutSeconds: 20}, release: {type: PciReset, timeoutSeconds: 60}"
+            )
+        );
+        let driver = "driver: {image: i, command: [/c]";
+        assert_eq!(
+            hooks(&format!("{driver}}}")),
+            hooks(&format!(
+                "{driver}, timeoutSeconds: 600, privileged: false}}"
+            ))
+        );
         let tolerations = |one: &str| of(&format!("{PLAIN}\nagent: {{tolerations: [{one}]}}"));
         assert_eq!(
             tolerations("{key: a}"),
@@ -269,8 +332,29 @@ mod tests {
             PLAIN.replace("example.com/a", "example.com/b"),
             PLAIN.replace("globs: [/dev/a]", "globs: [/dev/a], exclude: [/dev/a1]"),
             PLAIN.replace("}}}]", "}}, container: {permissions: r}}]"),
+            PLAIN.replace("}}}]", "}}, container: {cdi: Enabled}}]"),
+            PLAIN.replace("}}}]", "}}, container: {annotations: {a: b}}}]"),
+            PLAIN.replace(
+                "}}}]",
+                "}}, container: {mounts: [{hostPath: /a, containerPath: /b}]}}]",
+            ),
+            PLAIN.replace("}}}]", "}}, replicas: 2}]"),
+            PLAIN.replace("}}}]", "}}, allowMultipleReplicasPerContainer: true}]"),
+            PLAIN.replace("}}}]", "}}, preferredAllocation: Packed}]"),
             PLAIN.replace("}}}]", "}}, healthCheck: {periodSeconds: 6}}]"),
             PLAIN.replace("paths: {globs: [/dev/a]}", "simulated: {count: 1}"),
+            PLAIN.replace("paths: {globs: [/dev/a]}", "pci: [{vendor: '8086'}]"),
+            PLAIN.replace("paths: {globs: [/dev/a]}", "usb: [{vendor: '8086'}]"),
+            PLAIN.replace("}}}]", "}}, idFrom: Serial}]"),
+            PLAIN.replace("}}}]", "}}, topology: None}]"),
+            format!("{PLAIN}\nhooks: {{toolsImage: a}}"),
+            format!("{PLAIN}\nhooks: {{toolsImage: b}}"),
+            format!("{PLAIN}\nhooks: {{toolsImage: b, privileged: true}}"),
+            format!("{PLAIN}\nhooks: {{init: {{type: PciReset}}}}"),
+            format!("{PLAIN}\nhooks: {{reset: {{type: PciReset}}}}"),
+            format!("{PLAIN}\nhooks: {{reset: {{type: PciReset, timeoutSeconds: 21}}}}"),
+            format!("{PLAIN}\nhooks: {{release: {{type: PciReset}}}}"),
+            format!("{PLAIN}\nhooks: {{driver: {{image: a, command: [/c]}}}}"),
             format!("{PLAIN}\nagent: {{imagePullPolicy: Always}}"),
             format!("{PLAIN}\nagent: {{imagePullSecrets: [{{name: s}}]}}"),
             format!("{PLAIN}\nagent: {{priorityClassName: p}}"),

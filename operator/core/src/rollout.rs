@@ -265,6 +265,9 @@ pub fn blocked(scope: &Scope<'_>) -> Option<String> {
             "revision {stable}, which nodes run, is lost: its ControllerRevision, DaemonSet or ConfigMap was deleted and nothing is left to make it from; set spec back to what it was, or delete the config and apply it again to install revision {target}"
         ));
     }
+    if let Some(message) = blocked_by_driver(scope, target) {
+        return Some(message);
+    }
     let kept: BTreeSet<&str> = match scope.revisions.get(target) {
         Some(revision) => revision.resources.iter().map(String::as_str).collect(),
         None => scope
@@ -289,6 +292,27 @@ pub fn blocked(scope: &Scope<'_>) -> Option<String> {
         }
     }
     None
+}
+
+/// A new agent's pod starts beside the old one, and would load another driver under devices that
+/// containers use. The same driver's program runs at every start of a pod and finds all ready.
+fn blocked_by_driver(scope: &Scope<'_>, target: &str) -> Option<String> {
+    let own = scope.config.spec.hooks.as_ref();
+    let wanted = match scope.revisions.get(target) {
+        Some(revision) => revision.driver.as_ref(),
+        None => own.and_then(|hooks| hooks.driver.as_ref()),
+    }?;
+    let runs = match &scope.stable {
+        Stable::Stands(seen) => seen.driver.clone(),
+        Stable::Rebuild { content, .. } => content.driver(),
+        Stable::None | Stable::Lost(_) => return None,
+    };
+    if runs.as_ref() == Some(wanted) {
+        return None;
+    }
+    Some(format!(
+        "hooks.driver is another one than nodes run: its program would run beside devices that are in use; set hooks.driver back, or free the devices, delete the config and apply it again to install revision {target}"
+    ))
 }
 
 /// The writes that are about revisions and not about one node: a failure is marked before its claim

@@ -33,7 +33,36 @@ pub fn problem<'a>(
             "DevicePluginPool {name:?}: spec.nodeSelector.{problem}"
         ))
     });
-    pool_problem.or_else(|| spec.resources.iter().find_map(glob_problem))
+    let mut resources = spec.resources.iter();
+    pool_problem
+        .or_else(|| resources.find_map(|one| glob_problem(one).or_else(|| udev_problem(one))))
+}
+
+fn udev_problem(resource: &crds::Resource) -> Option<String> {
+    let udev = resource.discovery.udev.as_ref()?;
+    let field = |field: &str| format!("spec.resources[{:?}].discovery.udev.{field}", resource.name);
+    let leads_away = |name: &&String| {
+        let below = name.strip_prefix("../").unwrap_or(name);
+        below
+            .split('/')
+            .any(|segment| matches!(segment, "" | "." | ".."))
+    };
+    if let Some(name) = udev.attributes.keys().find(leads_away) {
+        return Some(format!(
+            "{}: {name:?} is not an attribute; write for example \"idVendor\" or \"../idVendor\", with no other . or ..",
+            field("attributes")
+        ));
+    }
+    let properties = udev.properties.iter().map(|one| ("properties", one));
+    let attributes = udev.attributes.iter().map(|one| ("attributes", one));
+    properties.chain(attributes).find_map(|(member, (name, pattern))| {
+        let error = GlobBuilder::new(pattern).build().err()?;
+        Some(format!(
+            "{}[{name:?}] {pattern:?} is not a pattern: {}; write for example \"60??\", with every [ and {{ closed",
+            field(member),
+            error.kind(),
+        ))
+    })
 }
 
 fn glob_problem(resource: &crds::Resource) -> Option<String> {
@@ -136,6 +165,14 @@ mod tests {
             (
                 "resources: [{name: a.b/c, discovery: {paths: {globs: [/dev/a], exclude: ['/dev/{b']}}}]".to_owned(),
                 "spec.resources[\"a.b/c\"].discovery.paths.exclude[0] \"/dev/{b\" is not a glob",
+            ),
+            (
+                "resources: [{name: a.b/c, discovery: {udev: {subsystem: tty, attributes: {../../x: a}}}}]".to_owned(),
+                "spec.resources[\"a.b/c\"].discovery.udev.attributes: \"../../x\" is not an attribute",
+            ),
+            (
+                "resources: [{name: a.b/c, discovery: {udev: {subsystem: tty, properties: {A: '[b'}}}}]".to_owned(),
+                "spec.resources[\"a.b/c\"].discovery.udev.properties[\"A\"] \"[b\" is not a pattern",
             ),
             (
                 format!("{resource}\nnodeSelector: {{matchLabels: {{a: b c}}}}"),

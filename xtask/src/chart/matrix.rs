@@ -118,7 +118,27 @@ pub const ACCEPTED: &[Accepted] = &[
     Accepted {
         settings: &["policies.enabled=false"],
         contains: &["kind: Deployment"],
-        lacks: &["admissionregistration.k8s.io"],
+        lacks: &["admissionregistration.k8s.io", "kind: ConfigMap"],
+    },
+    Accepted {
+        settings: &["allowlist.create=false"],
+        contains: &[
+            "name: release-device-plugin-operator-allowlist\n    namespace: device-plugin-system\n    parameterNotFoundAction: Deny",
+        ],
+        lacks: &["hostPaths: \"\""],
+    },
+    Accepted {
+        settings: &[
+            "allowlist.images={registry.example.com/tools/*,registry.example.com:5000/driver privileged}",
+            "allowlist.actions={PciReset,Open}",
+            "allowlist.hostPaths={/run/cards/* read-only,/run/b}",
+        ],
+        contains: &[
+            r#"images: "registry.example.com/tools/*\nregistry.example.com:5000/driver privileged""#,
+            r#"actions: "PciReset\nOpen""#,
+            r#"hostPaths: "/run/cards/* read-only\n/run/b""#,
+        ],
+        lacks: &[],
     },
     Accepted {
         settings: &["replicas=3", "nodeStatusPeriodSeconds=2"],
@@ -180,6 +200,11 @@ pub const REFUSED: &[(&str, &str)] = &[
     ("replicas=4", "replicas"),
     ("nodeStatusPeriodSeconds=0", "nodeStatusPeriodSeconds"),
     ("policies.enabled=maybe", "policies/enabled"),
+    ("allowlist.images={a b}", "images"),
+    ("allowlist.images={registry.example.com*}", "images"),
+    ("allowlist.actions={Exec}", "actions"),
+    ("allowlist.hostPaths={run}", "hostPaths"),
+    ("allowlist.hostPaths={/run/*/a}", "hostPaths"),
     ("image.repository=a", "repository"),
     ("image.pullPolicy=Sometimes", "pullPolicy"),
     ("image.registry=https://a b", "registry"),

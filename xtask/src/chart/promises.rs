@@ -64,6 +64,11 @@ fn check_one(object: &Value, all: &[Value]) -> anyhow::Result<()> {
                 "it denies nothing: {}",
                 object["spec"]
             );
+            let parameters = &object["spec"]["paramRef"];
+            ensure!(
+                parameters.is_null() || parameters["parameterNotFoundAction"] == "Deny",
+                "it lets everything pass without its parameters: {parameters}"
+            );
         }
         "Job" => pod_is_restricted(&object["spec"]["template"])?,
         "Service" => selects_the_operator(&object["spec"]["selector"], all)?,
@@ -74,7 +79,11 @@ fn check_one(object: &Value, all: &[Value]) -> anyhow::Result<()> {
             };
             selects_the_operator(&selector["matchLabels"], all)?;
         }
-        "PodMonitor" | "NetworkPolicy" | "ServiceAccount" | "CustomResourceDefinition" => {}
+        "PodMonitor"
+        | "NetworkPolicy"
+        | "ServiceAccount"
+        | "CustomResourceDefinition"
+        | "ConfigMap" => {}
         other => bail!("the render tests know nothing of kind {other:?}"),
     }
     hook_leaves_nothing(object)
@@ -104,6 +113,15 @@ fn policy_is_narrow(policy: &Value, all: &[Value]) -> anyhow::Result<()> {
             !matched.iter().any(|word| word.contains('*')),
             "it matches too much: {rule}"
         );
+    }
+    // About our own kinds everybody is judged, nobody by name.
+    if !spec["paramKind"].is_null() {
+        let rules = &spec["matchConstraints"]["resourceRules"];
+        ensure!(
+            rules[0]["apiGroups"] == json!(["deviceplugins.dev"]) && rules[1].is_null(),
+            "a policy with parameters matches more than ours: {rules}"
+        );
+        return Ok(());
     }
     let conditions = spec["matchConditions"].as_array().into_iter().flatten();
     let accounts = conditions.filter_map(|condition| {

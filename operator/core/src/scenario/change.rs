@@ -39,6 +39,36 @@ fn a_resource_that_is_no_longer_served_touches_nothing_and_says_so() {
 }
 
 #[test]
+fn another_driver_touches_nothing_and_says_so() {
+    let driver = |image: &str| {
+        let text = format!("driver: {{image: {image}, command: [/install]}}");
+        Some(serde_yaml::from_str(&text).unwrap())
+    };
+    let mut world = World::with_fuse(&["n1", "n2"]);
+    // On the first installation a driver is like any other part.
+    world.change_config("fuse", |config| config.spec.hooks = driver("one"));
+    world.settle();
+    assert_eq!(world.condition("fuse", "Ready").reason, "Complete");
+    let pods = world.seen.pods.clone();
+    world.change_config("fuse", |config| config.spec.hooks = driver("two"));
+    assert_eq!(world.settle(), ["status fuse"]);
+    assert_eq!(world.seen.pods, pods);
+    assert_eq!(world.condition("fuse", "Progressing").reason, "Blocked");
+    let message = world.summary("fuse");
+    for words in [
+        "hooks.driver",
+        "devices that are in use",
+        "set hooks.driver back",
+    ] {
+        assert!(message.contains(words), "{message}");
+    }
+    // Whether the node has it is not asked of the one that goes.
+    world.change_config("fuse", |config| config.spec.hooks = None);
+    world.settle();
+    assert_ne!(world.condition("fuse", "Progressing").reason, "Blocked");
+}
+
+#[test]
 fn tolerations_that_wait_add_and_remove_no_node() {
     let taint = |effect: &str| Taint {
         key: "dedicated".to_owned(),

@@ -286,6 +286,30 @@ fn unhealthy_devices_are_counted_and_their_nodes_named() {
 }
 
 #[test]
+fn fewer_devices_than_wanted_are_told_even_if_none_is_unhealthy() {
+    let mut world = settled(&["n1", "n2"]);
+    world.change_config("fuse", |config| config.spec.resources[0].min_devices = 1);
+    world.settle();
+    let degraded = world.condition("fuse", "Degraded");
+    assert_eq!(degraded.reason, ConfigReason::AsExpected.as_str());
+    world.change_object("fuse.n2", |object| {
+        let active = object.status.as_mut().unwrap().active.as_mut().unwrap();
+        active.resources[0].total = 0;
+        active.resources[0].healthy = 0;
+    });
+    world.settle();
+    let degraded = world.condition("fuse", "Degraded");
+    assert_eq!(degraded.reason, ConfigReason::TooFewDevices.as_str());
+    assert!(
+        degraded
+            .message
+            .contains("fewer than 1 device Healthy (minDevices) on \"n2\""),
+        "{}",
+        degraded.message
+    );
+}
+
+#[test]
 fn a_failed_pod_is_deleted_but_not_in_a_hurry() {
     let mut world = settled(&["n1"]);
     let trouble = Trouble {

@@ -1,6 +1,7 @@
 //! What is kept of ControllerRevisions and ConfigMaps.
 
 use crds::agent_config::AgentConfig;
+use crds::hooks::Driver;
 use crds::names::{AGENT_CONFIG_KEY, CONFIG_LABEL, FAILED_ANNOTATION, PROMOTED_ANNOTATION};
 use crds::placement::Toleration;
 use k8s_openapi::api::apps::v1::ControllerRevision;
@@ -33,6 +34,8 @@ pub struct SeenRevision {
     pub content: Option<RevisionContent>,
     /// The resources that its agents serve.
     pub resources: Vec<String>,
+    /// What makes its devices' driver ready.
+    pub driver: Option<Driver>,
     /// The taints that its agents tolerate.
     pub tolerations: Vec<Toleration>,
     /// Whether it is being deleted.
@@ -46,10 +49,13 @@ impl From<ControllerRevision> for SeenRevision {
         let content: Option<RevisionContent> = object
             .data
             .and_then(|data| serde_json::from_value(data.0).ok());
-        let resources = content
+        let config_of_agents = content
             .as_ref()
-            .and_then(|content| serde_json::from_str::<AgentConfig>(&content.agent_config).ok())
-            .map(|config| config.resources.into_iter().map(|one| one.name).collect());
+            .and_then(|content| serde_json::from_str::<AgentConfig>(&content.agent_config).ok());
+        let (resources, driver) = config_of_agents.map_or_else(Default::default, |config| {
+            let names = config.resources.into_iter().map(|one| one.name);
+            (names.collect(), config.hooks.and_then(|hooks| hooks.driver))
+        });
         let tolerations = content
             .as_ref()
             .and_then(|content| content.template.pointer("/spec/tolerations"))
@@ -82,7 +88,8 @@ impl From<ControllerRevision> for SeenRevision {
                 .and_then(|annotations| annotations.get(PROMOTED_ANNOTATION))
                 .and_then(|number| number.parse().ok()),
             content,
-            resources: resources.unwrap_or_default(),
+            resources,
+            driver,
             tolerations: tolerations.unwrap_or_default(),
             deleting: object.metadata.deletion_timestamp.is_some(),
             id,

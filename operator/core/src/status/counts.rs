@@ -47,6 +47,8 @@ pub struct Tally<'a> {
     pub leaving: Vec<&'a str>,
     /// Nodes with Unhealthy devices, by resource.
     pub unhealthy: BTreeMap<String, Vec<&'a str>>,
+    /// Nodes with fewer Healthy devices than `minDevices`, by resource, and that number.
+    pub too_few: BTreeMap<String, (i32, Vec<&'a str>)>,
 }
 
 impl<'a> Tally<'a> {
@@ -72,6 +74,11 @@ impl<'a> Tally<'a> {
                 counts.total = counts.total.saturating_add(resource.total);
                 counts.healthy = counts.healthy.saturating_add(resource.healthy);
                 counts.allocated = counts.allocated.saturating_add(resource.allocated);
+                let minimum = min_devices(scope, &resource.name);
+                if resource.healthy < minimum {
+                    let too_few = tally.too_few.entry(resource.name.clone());
+                    too_few.or_insert((minimum, Vec::new())).1.push(name);
+                }
                 if resource.healthy < resource.total {
                     tally
                         .unhealthy
@@ -137,6 +144,13 @@ impl<'a> Tally<'a> {
             }
         }
     }
+}
+
+/// How many Healthy devices of a resource each node is to have.
+fn min_devices(scope: &Scope<'_>, name: &str) -> i32 {
+    let resources = &scope.config.spec.resources;
+    let resource = resources.iter().find(|one| one.name == name);
+    resource.map_or(0, |resource| resource.min_devices)
 }
 
 /// Whether a node's label and its agent are at what the spec asks for. Where nothing can be asked

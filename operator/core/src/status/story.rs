@@ -389,6 +389,15 @@ fn degraded<'a>(scope: &Scope<'a>, tally: &Tally<'a>, accepted: &Verdict<'a>) ->
         let message = no_devices(scope, &resource.name, tally.serving.len());
         return Verdict::new(true, ConfigReason::NoDevices, message);
     }
+    if let Some((resource, (minimum, nodes))) = tally.too_few.iter().next() {
+        let message = format!(
+            "resource {resource:?}: fewer than {} Healthy (minDevices) on {}; `kubectl get dpn` tells how many, and `-o yaml` why",
+            counted(usize::try_from(*minimum).unwrap_or_default(), "device"),
+            Names(nodes)
+        );
+        let verdict = Verdict::new(true, ConfigReason::TooFewDevices, message);
+        return verdict.about(nodes.first().copied());
+    }
     if let Some((resource, nodes)) = tally.unhealthy.iter().next() {
         let counts = tally.resources.iter().find(|one| one.name == *resource);
         let (healthy, total) = counts.map_or((0, 0), |one| (one.healthy, one.total));
@@ -436,12 +445,22 @@ fn no_devices(scope: &Scope<'_>, name: &str, nodes: usize) -> String {
 }
 
 fn looked_for(resource: &Resource) -> String {
-    match &resource.discovery.paths {
-        Some(paths) => {
-            let globs: Vec<_> = paths.globs.iter().map(String::as_str).collect();
-            format!(": no device node matches {}", Names(&globs))
-        }
-        None => String::new(),
+    let discovery = &resource.discovery;
+    if let Some(paths) = &discovery.paths {
+        let globs: Vec<_> = paths.globs.iter().map(String::as_str).collect();
+        format!(": no device node matches {}", Names(&globs))
+    } else if let Some(groups) = &discovery.groups {
+        let ids: Vec<_> = groups.iter().map(|group| group.id.as_str()).collect();
+        format!(": no device node of these groups is there: {}", Names(&ids))
+    } else if let Some(udev) = &discovery.udev {
+        let subsystem = &udev.subsystem;
+        format!(": no device of subsystem {subsystem:?} has a device node and what is asked for")
+    } else if discovery.pci.is_some() {
+        ": no PCI function that matches has a character device node".to_owned()
+    } else if discovery.usb.is_some() {
+        ": no USB device matches".to_owned()
+    } else {
+        String::new()
     }
 }
 
