@@ -1,6 +1,7 @@
 //! Logs as JSON lines on standard output, at a level that can change while running.
 
-use tracing_subscriber::{EnvFilter, Registry, fmt, prelude::*, reload};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::{Registry, fmt, prelude::*, reload};
 
 /// Why logs could not be set up or changed.
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +25,7 @@ pub enum LogError {
 /// The process's logs.
 #[derive(Clone, Debug)]
 pub struct Logs {
-    level: reload::Handle<EnvFilter, Registry>,
+    level: reload::Handle<Targets, Registry>,
 }
 
 impl Logs {
@@ -59,8 +60,9 @@ impl Logs {
     }
 }
 
-fn filter(level: &str) -> Result<EnvFilter, LogError> {
-    EnvFilter::try_new(level).map_err(|source| LogError::ReadLevel {
+fn filter(level: &str) -> Result<Targets, LogError> {
+    // Not the filter that also understands spans: its expressions cost a megabyte of program.
+    level.parse().map_err(|source| LogError::ReadLevel {
         level: level.to_owned(),
         source,
     })

@@ -54,6 +54,7 @@ fn options(driver: Driver, directory: &TempDir) -> Options {
         jobs: 16,
         // Other tests run beside these.
         slack: Duration::from_secs(3),
+        restarts: 20,
         level: Level::Ours,
         strict: false,
         directory: directory.path().to_owned(),
@@ -110,6 +111,31 @@ async fn our_agent_shows_every_behaviour() {
     }
     let report = run(&options, |_, _| {}).await.unwrap();
     assert_eq!(skipped(&report), BTreeSet::new(), "{}", lines(&report));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn our_agent_survives_a_storm_of_kubelets() {
+    let agent = agent();
+    for devices in [2, 10_000] {
+        let directory = directory();
+        let places = [("agent", agent.to_str().unwrap())];
+        let mut driver = driver("device-plugin-agent.yaml", &places);
+        driver.environment.insert(
+            "DISCOVERY".to_owned(),
+            format!(r#"{{"simulated": {{"count": {devices}}}}}"#),
+        );
+        let options = Options {
+            only: Selection::from_iter([21]),
+            restarts: 1_000,
+            ..options(driver, &directory)
+        };
+        let report = run(&options, |_, _| {}).await.unwrap();
+        let passed = report
+            .findings
+            .iter()
+            .filter(|f| f.outcome == Outcome::Pass);
+        assert_eq!(passed.count(), 2, "{devices} devices: {}", lines(&report));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

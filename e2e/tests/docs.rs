@@ -15,7 +15,9 @@ fn rows() -> Result<Vec<String>, Box<dyn Error>> {
     let page = fs::read_to_string(checkout().join("docs/conformance.md"))?;
     let table = page.rsplit("## The behaviours").next().unwrap_or_default();
     let rows = table.lines().filter(|line| {
-        let number = line.trim_start_matches("| ").split(' ').next();
+        let number = line
+            .strip_prefix("| ")
+            .and_then(|row| row.split(' ').next());
         number.is_some_and(|number| number.parse::<u8>().is_ok())
     });
     Ok(rows.map(str::to_owned).collect())

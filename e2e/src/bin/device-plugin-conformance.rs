@@ -66,6 +66,9 @@ struct Arguments {
     /// Added to every time limit, for a machine that is busy.
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 1000)]
     slack: u64,
+    /// How often the kubelet of behaviour 21 restarts, within ten seconds: a thousand times is a storm.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    restarts: u32,
     /// Where the checks have their directories; it is made, and kept [default: a temporary one].
     #[arg(long, value_name = "DIRECTORY")]
     directory: Option<PathBuf>,
@@ -151,6 +154,7 @@ fn judge(arguments: &Arguments) -> Result<u8> {
         skip: arguments.skip.clone().unwrap_or_default(),
         jobs: arguments.jobs.unwrap_or(processors * 8),
         slack: Duration::from_millis(arguments.slack),
+        restarts: arguments.restarts,
         level: match arguments.level {
             UpTo::Must => Level::Must,
             UpTo::Should => Level::Should,

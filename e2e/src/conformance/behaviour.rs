@@ -174,7 +174,7 @@ behaviours! {
         "DM.CleanupPluginDirectory"
     21 Must Each losses::a_storm_of_kubelets_leaves_one_registration
         "the kubelet restarts 20 times in 10 s"
-        "one registration and stream; no more descriptors and threads than before"
+        "one registration and stream; no more descriptors, threads and memory than before"
         "SRV.Start"
     22 Must Any losses::notices_that_a_dying_kubelet_took_its_socket
         "Register is accepted, then the socket is removed, and nobody reads the list"

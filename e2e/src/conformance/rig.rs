@@ -13,6 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::driver::{Action, Driver};
 use super::hook::Hook;
 use super::process::PluginProcess;
+use super::run::Options;
 use super::verdict::{Verdict, demand, mismatch};
 use crate::kubelet::{Client, FakeKubelet, Held, Knowledge, Model, PodResourcesServer};
 
@@ -31,6 +32,8 @@ pub struct Rig {
     pub pods: PodResourcesServer,
     /// Added to every limit: how late a busy machine may be.
     pub slack: Duration,
+    /// How often its kubelet restarts in a storm.
+    pub restarts: u32,
     /// What was left out, for whoever reads the result.
     pub notes: Vec<String>,
     driver: Driver,
@@ -47,7 +50,7 @@ impl Rig {
     ///
     /// # Errors
     /// When the file system refuses.
-    pub fn new(home: &Path, driver: &Driver, model: Model, slack: Duration) -> Result<Self> {
+    pub fn new(home: &Path, options: &Options, model: Model) -> Result<Self> {
         let made = std::fs::create_dir_all(home);
         made.with_context(|| format!("failed to make {home:?}"))?;
         let kubelet = FakeKubelet::stopped(&home.join("p"), model);
@@ -57,9 +60,10 @@ impl Rig {
             home: home.to_owned(),
             kubelet,
             pods,
-            slack,
+            slack: options.slack,
+            restarts: options.restarts,
             notes: Vec::new(),
-            driver: driver.clone(),
+            driver: options.driver.clone(),
             plugins: Vec::new(),
             wrapper: Vec::new(),
             is_set_up: false,

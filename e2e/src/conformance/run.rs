@@ -42,6 +42,8 @@ pub struct Options {
     pub jobs: usize,
     /// Added to every limit.
     pub slack: Duration,
+    /// How often the kubelet of behaviour 21 restarts, within ten seconds.
+    pub restarts: u32,
     /// Failures up to this level count.
     pub level: Level,
     /// What was skipped counts as a failure.
@@ -81,12 +83,12 @@ pub async fn run(options: &Options, mut tell: impl FnMut(&Report, &Finding)) -> 
     });
     let mut checks = JoinSet::new();
     for (behaviour, model) in wanted {
-        let (places, driver, slack) = (places.clone(), options.driver.clone(), options.slack);
+        let (places, options) = (places.clone(), options.clone());
         let home = directory.join(format!("{}-{}", behaviour.number, short(model)));
         checks.spawn(async move {
             // Never closed.
             let _place = places.acquire_owned().await;
-            finding(behaviour, model, &home, &driver, slack).await
+            finding(behaviour, model, &home, &options).await
         });
     }
     let mut done: BTreeMap<(u8, Model), Finding> = BTreeMap::new();
@@ -135,16 +137,10 @@ fn wanted(options: &Options) -> Vec<(&'static Behaviour, Model)> {
     wanted
 }
 
-async fn finding(
-    behaviour: &Behaviour,
-    model: Model,
-    home: &Path,
-    driver: &Driver,
-    slack: Duration,
-) -> Finding {
+async fn finding(behaviour: &Behaviour, model: Model, home: &Path, options: &Options) -> Finding {
     let began = Instant::now();
     let mut notes = Vec::new();
-    let outcome = match Rig::new(home, driver, model, slack) {
+    let outcome = match Rig::new(home, options, model) {
         Err(error) => Outcome::Broken(format!("{error:#}")),
         Ok(mut rig) => {
             let checked = tokio::time::timeout(LIMIT, (behaviour.check)(&mut rig)).await;

@@ -143,7 +143,8 @@ impl Knowledge {
     /// The same by whoever called last: what an earlier instance left is over.
     pub fn is_served_by_newest(&self, resource: &str) -> bool {
         let calls = self.calls_of(resource);
-        let newest = calls.last().map(|call| call.request.endpoint.as_str());
+        let newest = calls.last().filter(|call| call.accepted());
+        let newest = newest.map(|call| call.request.endpoint.as_str());
         self.is_served(resource) && newest == self.endpoint(resource)
     }
 

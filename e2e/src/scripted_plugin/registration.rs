@@ -54,6 +54,7 @@ struct Served {
     streams: watch::Receiver<(usize, usize)>,
     task: JoinHandle<()>,
     leaves: bool,
+    is_fixed: bool,
     _open: watch::Sender<()>,
 }
 
@@ -105,13 +106,15 @@ impl Served {
             streams: seen,
             task,
             leaves: resource.has(Fault::LeavesSocket),
+            is_fixed: resource.has(Fault::FixedSocketName),
             _open: open,
         })
     }
 
     fn is_there(&self) -> bool {
         let there = fs::symlink_metadata(&self.path).ok();
-        there.map(|found| found.ino()) == self.inode
+        // Under a fixed name another instance's socket is as good as its own.
+        there.is_some_and(|found| self.is_fixed || Some(found.ino()) == self.inode)
     }
 }
 

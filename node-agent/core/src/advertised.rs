@@ -362,8 +362,12 @@ pub(crate) mod tests {
         );
         assert_eq!(counts(&freed), [3, 2, 0, 0]);
         let one = inventory(sharing(1, false), devices, &["a.1"]);
-        assert_eq!(list(&one), ["a Healthy", "a.1 Unhealthy"]);
-        assert_eq!(counts(&one), [2, 1, 1, 1]);
+        assert_eq!(
+            list(&one),
+            ["a Unhealthy", "a.1 Unhealthy"],
+            "it would be given out twice"
+        );
+        assert_eq!(counts(&one), [2, 0, 1, 1]);
         // Gone before this agent started, and let go of since.
         let gone = inventory(sharing(2, false), &[], &["a.1"]);
         assert_eq!(list(&gone), ["a.1 Unhealthy"]);

@@ -28,10 +28,20 @@ pub struct Claims {
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 struct Wish {
     resource: String,
-    devices: BTreeMap<Numbers, String>,
+    nodes: Nodes,
     /// Ids that containers hold; nothing while that is not known.
     held: Option<BTreeSet<String>>,
     given: BTreeMap<String, Timestamp>,
+}
+
+/// Device nodes and the ids that they belong to, found by either: a container is answered as fast on
+/// a node of ten thousand devices.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+struct Nodes {
+    /// In the order of the numbers, each once.
+    by_numbers: Vec<(Numbers, Box<str>)>,
+    /// Places in `by_numbers`, in the order of the ids.
+    by_id: Vec<usize>,
 }
 
 impl Claims {
@@ -45,32 +55,36 @@ impl Claims {
         held: Option<&BTreeSet<String>>,
     ) -> bool {
         let before = self.wishes.remove(&place).unwrap_or_default();
-        let devices = found.iter().flat_map(|(id, found)| {
+        let nodes = found.iter().flat_map(|(id, found)| {
             let numbers = found.numbers.iter().filter(|one| **one != NO_DEVICE);
-            numbers.map(|numbers| (*numbers, id.clone()))
+            numbers.map(|numbers| (*numbers, id.as_str()))
         });
         let is_known = |id: &String| found.contains_key(id);
         let wish = Wish {
             resource: resource.to_owned(),
-            devices: devices.collect(),
+            nodes: nodes.collect(),
             held: held.map(|held| held.iter().filter(|id| is_known(id)).cloned().collect()),
             given: before.given.clone(),
         };
         let is_shared = |numbers: &Numbers| {
             let mut others = self.wishes.values();
-            others.any(|other| other.devices.contains_key(numbers))
+            others.any(|other| other.nodes.id(*numbers).is_some())
         };
-        let mut concerned = before.devices.keys().chain(wish.devices.keys());
-        let changed = (&before.devices, &before.held) != (&wish.devices, &wish.held);
-        let news = changed && concerned.any(is_shared);
+        let changed = (&before.nodes, &before.held) != (&wish.nodes, &wish.held);
+        let news = changed
+            && before
+                .nodes
+                .all()
+                .chain(wish.nodes.all())
+                .any(|numbers| is_shared(&numbers));
         self.wishes.insert(place, wish);
         news
     }
 
     /// All device nodes that a resource wants.
     pub fn wanted(&self) -> BTreeSet<Numbers> {
-        let all = self.wishes.values().flat_map(|wish| wish.devices.keys());
-        all.copied().collect()
+        let all = self.wishes.values().flat_map(|wish| wish.nodes.all());
+        all.collect()
     }
 
     /// What a resource found, without the devices that others give out: another resource, or another
@@ -114,8 +128,12 @@ impl Claims {
         let Some(wish) = self.wishes.get(&place) else {
             return Ok(());
         };
-        for (numbers, id) in wish.devices.iter().filter(|(_, id)| ids.contains(id)) {
-            if let Some(reason) = self.other(place, *numbers, now) {
+        for id in ids {
+            let reason = wish
+                .nodes
+                .of(id)
+                .find_map(|numbers| self.other(place, numbers, now));
+            if let Some(reason) = reason {
                 return Err(format!(
                     "device {id:?} of resource {:?} {reason}",
                     wish.resource
@@ -124,7 +142,7 @@ impl Claims {
         }
         if let Some(wish) = self.wishes.get_mut(&place) {
             wish.given.retain(|_, at| is_recent(*at, now));
-            let given = wish.devices.values().filter(|id| ids.contains(id));
+            let given = ids.iter().filter(|id| wish.nodes.of(id).next().is_some());
             wish.given.extend(given.map(|id| (id.clone(), now)));
         }
         Ok(())
@@ -134,7 +152,7 @@ impl Claims {
     fn other(&self, place: usize, numbers: Numbers, now: Timestamp) -> Option<String> {
         let wishes = || {
             let all = self.wishes.iter();
-            all.filter_map(move |(place, wish)| Some((*place, wish, wish.devices.get(&numbers)?)))
+            all.filter_map(move |(place, wish)| Some((*place, wish, wish.nodes.id(numbers)?)))
         };
         let holder = wishes().find(|(_, wish, id)| wish.holds(id, now));
         let unknown = wishes().skip(1).find(|(_, wish, _)| wish.held.is_none());
@@ -165,6 +183,45 @@ impl Wish {
     fn holds(&self, id: &str, now: Timestamp) -> bool {
         let listed = self.held.as_ref().is_some_and(|held| held.contains(id));
         listed || self.given.get(id).is_some_and(|at| is_recent(*at, now))
+    }
+}
+
+impl Nodes {
+    fn all(&self) -> impl Iterator<Item = Numbers> {
+        self.by_numbers.iter().map(|(numbers, _)| *numbers)
+    }
+
+    /// Whose device node it is.
+    fn id(&self, numbers: Numbers) -> Option<&str> {
+        let place = self
+            .by_numbers
+            .binary_search_by_key(&numbers, |(own, _)| *own);
+        self.by_numbers.get(place.ok()?).map(|(_, id)| &**id)
+    }
+
+    /// The device nodes of an id.
+    fn of(&self, id: &str) -> impl Iterator<Item = Numbers> {
+        let node = |place: &usize| self.by_numbers.get(*place);
+        let first = self
+            .by_id
+            .partition_point(|place| node(place).is_some_and(|(_, own)| &**own < id));
+        let from = self.by_id.iter().skip(first).filter_map(node);
+        from.take_while(move |(_, own)| &**own == id)
+            .map(|(numbers, _)| *numbers)
+    }
+}
+
+impl<'a> FromIterator<(Numbers, &'a str)> for Nodes {
+    fn from_iter<I: IntoIterator<Item = (Numbers, &'a str)>>(nodes: I) -> Self {
+        let nodes: BTreeMap<Numbers, &str> = nodes.into_iter().collect();
+        let by_numbers: Vec<(Numbers, Box<str>)> = nodes
+            .into_iter()
+            .map(|(numbers, id)| (numbers, id.into()))
+            .collect();
+        let mut by_id: Vec<usize> = (0..by_numbers.len()).collect();
+        let id = |place: &usize| by_numbers.get(*place).map(|(_, id)| id);
+        by_id.sort_by(|one, other| id(one).cmp(&id(other)));
+        Self { by_numbers, by_id }
     }
 }
 
@@ -217,6 +274,18 @@ mod tests {
             .first()
             .map(|one| one.reason.clone())
             .unwrap_or_default()
+    }
+
+    #[test]
+    fn nodes_are_found_by_numbers_and_by_id() {
+        let given = [((8, 3), "b"), ((8, 1), "c"), ((8, 2), "a"), ((8, 0), "b")];
+        let nodes: Nodes = given.into_iter().collect();
+        let of = |id: &str| nodes.of(id).collect::<Vec<_>>();
+        assert_eq!(of("b"), [(8, 0), (8, 3)]);
+        assert_eq!((of("a"), of("c")), (vec![(8, 2)], vec![(8, 1)]));
+        assert_eq!((of(""), of("bb"), of("d")), (vec![], vec![], vec![]));
+        assert_eq!(nodes.id((8, 2)), Some("a"));
+        assert_eq!(nodes.id((8, 4)), None);
     }
 
     #[test]

@@ -417,3 +417,41 @@ async fn many_calls_at_once_while_devices_change() {
     until("counted", || served.counted("given") == Some(64.0)).await;
     served.agent.stop().await.unwrap();
 }
+
+/// What a link leads to is looked at when a container gets it: discovery may have been before the
+/// link was swapped.
+#[tokio::test]
+async fn a_link_that_was_swapped_is_not_given_out() {
+    let rig = Rig::new(Model::V1_37);
+    rig.plug("raw/tty0");
+    rig.link("tty0", "raw/tty0");
+    let resource = json!({
+        "name": TTY,
+        "discovery": { "paths": { "globs": ["/dev/tty*"] } },
+        "healthCheck": { "periodSeconds": 3600 },
+    });
+    let agent = rig.start_with(config(&[resource]));
+    let known = rig.kubelet.until_healths(TTY, &["Healthy"]).await;
+    let ids: Vec<String> = known.resources[TTY].devices.keys().cloned().collect();
+    let served = Served { rig, agent, ids };
+    let id = &served.ids[0];
+    served.ask(&[&[id]]).await.unwrap();
+
+    let dev = &served.rig.settings.host_dev_dir;
+    let mut others = vec!["/etc/passwd"];
+    // Only root makes a node of the memory's numbers.
+    if rustix::process::geteuid().is_root() {
+        let memory = rustix::fs::makedev(1, 1);
+        let kind = rustix::fs::FileType::CharacterDevice;
+        let mode = rustix::fs::Mode::RUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, dev.join("raw/mem"), kind, mode, memory).unwrap();
+        others.push("raw/mem");
+    }
+    for other in others {
+        // As a process of the node would: at no moment is there no link.
+        std::os::unix::fs::symlink(other, dev.join("swapped")).unwrap();
+        std::fs::rename(dev.join("swapped"), dev.join("tty0")).unwrap();
+        let refused = served.ask(&[&[id]]).await.unwrap_err();
+        assert!(refused.message().contains(TTY), "{other}: {refused}");
+    }
+}

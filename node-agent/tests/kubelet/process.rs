@@ -190,7 +190,7 @@ async fn a_configuration_that_cannot_be_read_is_named() {
     let rig = Rig::new(Model::V1_37);
     for (text, told) in [
         ("{", "failed to understand"),
-        (r#"{"config":"test","hooks":{}}"#, "unknown field `hooks`"),
+        (r#"{"config":"test","haken":{}}"#, "unknown field `haken`"),
     ] {
         let file = rig.home.path().join("wrong.json");
         fs::write(&file, text).unwrap();

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 
 use node_agent::runner::{Action, Outcome};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use crate::rig::Rig;
 
@@ -184,15 +185,27 @@ async fn only_character_devices_are_opened() {
     fs::write(dev.join("file"), "").unwrap();
     symlink("/dev/null", dev.join("link")).unwrap();
     symlink("/dev", dev.join("directory")).unwrap();
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        dev.join("fifo"),
-        rustix::fs::FileType::Fifo,
-        rustix::fs::Mode::RUSR,
-        0,
-    )
-    .unwrap();
+    mknodat(CWD, dev.join("fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+    // Only root makes devices with numbers of their own; the tests of a change run as root.
+    let is_root = rustix::process::geteuid().is_root();
+    let mut nodes = vec![
+        ("mem", FileType::CharacterDevice, 1),
+        ("disk", FileType::BlockDevice, 7),
+    ];
+    nodes.retain(|_| is_root);
+    for (name, kind, major) in &nodes {
+        let device = rustix::fs::makedev(*major, 1);
+        mknodat(CWD, dev.join(name), *kind, Mode::RUSR, device).unwrap();
+    }
     rig.start("dev");
+    for (name, _, _) in &nodes {
+        let words = if *name == "mem" {
+            "1:1, "
+        } else {
+            "a block device"
+        };
+        refused(&rig.run(open(&format!("/dev/{name}"))).await, &[words]);
+    }
     refused(&rig.run(open("/dev/file")).await, &["is no device"]);
     refused(&rig.run(open("/dev/fifo")).await, &["is no device"]);
     refused(&rig.run(open("/dev/link")).await, &["/dev/link"]);

@@ -1,25 +1,20 @@
 //! The objects of a revision, rendered once and stored whole: a later operator renders other
 //! revisions differently and leaves these as they are.
 
+mod pod;
 pub mod runner;
 
 use crds::DevicePluginConfig;
 use crds::agent_config::AgentConfig;
-use crds::container::Cdi;
 use crds::names::{
-    AGENT_CONFIG_KEY, CONFIG_LABEL, HTTP_PORT, PROMOTED_ANNOTATION, REVISION_LABEL, agent_env,
-    node_revision_label, node_stage_label, paths, revision_object,
+    AGENT_CONFIG_KEY, CONFIG_LABEL, PROMOTED_ANNOTATION, REVISION_LABEL, agent_env,
+    node_revision_label, node_stage_label, revision_object,
 };
-use crds::placement::{AgentSettings, ImagePullPolicy, Toleration};
 use crds::selector::Requirement;
 use serde_json::{Value, json};
 
 use crate::action::metadata;
-use crate::revision::{
-    Amounts, DEFAULT_PRIORITY_CLASS, HASH_SCHEMA, RevisionContent, amounts, canonical_hooks,
-    canonical_resources,
-};
-use crate::selection::OWN_TOLERATIONS;
+use crate::revision::{HASH_SCHEMA, RevisionContent, canonical_hooks, canonical_resources};
 use crate::settings::Settings;
 
 /// Name of the agent's container.
@@ -33,13 +28,7 @@ pub fn content(
     settings: &Settings,
 ) -> RevisionContent {
     let name = config.metadata.name.clone().unwrap_or_default();
-    let default = AgentSettings::default();
-    let agent = config.spec.agent.as_ref().unwrap_or(&default);
-    let udev = reads_udev(config);
-    let mut template = template(&name, revision, image, agent, udev, settings);
-    if uses_cdi(config) {
-        add_cdi_directory(&mut template);
-    }
+    let mut template = pod::template(config, revision, image, settings);
     if let Some(pod) = template.get_mut("spec") {
         runner::add(pod, &config.spec, image);
     }
@@ -267,183 +256,6 @@ fn revision_metadata(
 fn name_and_uid(config: &DevicePluginConfig) -> (&str, &str) {
     let name = config.metadata.name.as_deref().unwrap_or_default();
     (name, config.metadata.uid.as_deref().unwrap_or_default())
-}
-
-fn template(
-    name: &str,
-    revision: &str,
-    image: &str,
-    agent: &AgentSettings,
-    reads_udev: bool,
-    settings: &Settings,
-) -> Value {
-    let mut spec = json!({
-        "serviceAccountName": settings.agent_service_account,
-        "priorityClassName": agent.priority_class_name.as_deref().unwrap_or(DEFAULT_PRIORITY_CLASS),
-        // An agent has nothing to finish: it closes its sockets and leaves within a second. Three
-        // times the kubelet's default would hold up a node drain, a third could cut off a write.
-        "terminationGracePeriodSeconds": 10,
-        "enableServiceLinks": false,
-        "securityContext": { "seccompProfile": { "type": "RuntimeDefault" } },
-        "tolerations": tolerations(&agent.tolerations),
-        "containers": [container(name, revision, image, agent)],
-        "volumes": volumes(name, revision, settings),
-    });
-    if reads_udev {
-        mount_udev(&mut spec);
-    }
-    if !agent.image_pull_secrets.is_empty() {
-        set(
-            &mut spec,
-            "imagePullSecrets",
-            json!(agent.image_pull_secrets),
-        );
-    }
-    json!({
-        "metadata": {
-            "labels": {
-                CONFIG_LABEL: name,
-                REVISION_LABEL: revision,
-                "app.kubernetes.io/name": "device-plugin-agent",
-                "app.kubernetes.io/managed-by": crds::names::OPERATOR_FIELD_MANAGER,
-            },
-            "annotations": { "kubectl.kubernetes.io/default-container": AGENT_CONTAINER },
-        },
-        "spec": spec,
-    })
-}
-
-fn container(name: &str, revision: &str, image: &str, agent: &AgentSettings) -> Value {
-    let policy = agent
-        .image_pull_policy
-        .unwrap_or(ImagePullPolicy::IfNotPresent);
-    json!({
-        "name": AGENT_CONTAINER,
-        "image": image,
-        "imagePullPolicy": policy.as_str(),
-        "env": [
-            { "name": agent_env::CONFIG, "value": name },
-            { "name": agent_env::REVISION, "value": revision },
-            { "name": agent_env::NODE_NAME, "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "spec.nodeName" } } },
-            { "name": agent_env::POD_UID, "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.uid" } } },
-        ],
-        "ports": [{ "name": "http", "containerPort": HTTP_PORT, "protocol": "TCP" }],
-        "resources": compute(&amounts(agent.resources.as_ref())),
-        "securityContext": {
-            // The plugin directory is root's and closed to others; nothing else needs root.
-            "runAsUser": 0,
-            "runAsGroup": 0,
-            "privileged": false,
-            "allowPrivilegeEscalation": false,
-            "readOnlyRootFilesystem": true,
-            "capabilities": { "drop": ["ALL"] },
-        },
-        // Served within a second of the kubelet's list being read: `Ready` follows readiness.
-        "readinessProbe": { "httpGet": { "path": "/readyz", "port": "http", "scheme": "HTTP" }, "periodSeconds": 2, "timeoutSeconds": 2, "successThreshold": 1, "failureThreshold": 1 },
-        // Half a minute of silence is a hang; a busy node delays an answer by seconds.
-        "livenessProbe": { "httpGet": { "path": "/healthz", "port": "http", "scheme": "HTTP" }, "periodSeconds": 10, "timeoutSeconds": 5, "successThreshold": 1, "failureThreshold": 3 },
-        "terminationMessagePath": "/dev/termination-log",
-        // The last lines of a log tell users more than an exit code.
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [
-            { "name": "config", "mountPath": paths::AGENT_CONFIG_DIR, "readOnly": true },
-            { "name": "dev", "mountPath": paths::HOST_DEV_DIR, "readOnly": true },
-            { "name": "device-plugins", "mountPath": paths::DEVICE_PLUGIN_DIR },
-            { "name": "pod-resources", "mountPath": paths::POD_RESOURCES_DIR, "readOnly": true },
-            { "name": "locks", "mountPath": paths::LOCK_DIR },
-            { "name": "state", "mountPath": paths::STATE_DIR },
-        ],
-    })
-}
-
-fn compute(amounts: &Amounts) -> Value {
-    // Explicit zeros: limits alone would become requests, and an agent that asks for room could
-    // displace workloads.
-    let mut compute = json!({
-        "requests": { "cpu": amounts.request_cpu, "memory": amounts.request_memory },
-    });
-    let mut limits = json!({});
-    if let Some(cpu) = &amounts.limit_cpu {
-        set(&mut limits, "cpu", json!(cpu));
-    }
-    if let Some(memory) = &amounts.limit_memory {
-        set(&mut limits, "memory", json!(memory));
-    }
-    if limits.as_object().is_some_and(|limits| !limits.is_empty()) {
-        set(&mut compute, "limits", limits);
-    }
-    compute
-}
-
-fn tolerations(own: &[Toleration]) -> Value {
-    let ours = OWN_TOLERATIONS.iter().map(|(key, effect)| match effect {
-        Some(effect) => json!({ "key": key, "operator": "Exists", "effect": effect }),
-        None => json!({ "key": key, "operator": "Exists" }),
-    });
-    ours.chain(own.iter().map(|one| json!(one))).collect()
-}
-
-/// Whether a resource is found by what only udev's database has; sysfs is in every container.
-fn reads_udev(config: &DevicePluginConfig) -> bool {
-    let mut resources = config.spec.resources.iter();
-    resources.any(|resource| {
-        let udev = resource.discovery.udev.as_ref();
-        udev.is_some_and(|udev| !udev.properties.is_empty())
-    })
-}
-
-fn mount_udev(spec: &mut Value) {
-    if let Some(Value::Array(mounts)) = spec.pointer_mut("/containers/0/volumeMounts") {
-        mounts.push(json!({ "name": "udev", "mountPath": paths::UDEV_DIR, "readOnly": true }));
-    }
-    if let Some(Value::Array(volumes)) = spec.pointer_mut("/volumes") {
-        // Made where no udev runs: the agent then finds what the kernel itself tells.
-        let host = json!({ "path": paths::UDEV_DIR, "type": "DirectoryOrCreate" });
-        volumes.push(json!({ "name": "udev", "hostPath": host }));
-    }
-}
-
-fn volumes(name: &str, revision: &str, settings: &Settings) -> Value {
-    let host = |volume: &str, path: &str, kind: &str| json!({ "name": volume, "hostPath": { "path": path, "type": kind } });
-    json!([
-        { "name": "config", "configMap": { "name": revision_object(name, revision), "defaultMode": 0o444 } },
-        host("dev", "/dev", "Directory"),
-        // Made where they are missing, so that the agent starts and can tell what is wrong with the
-        // kubelet; a mount error would be an event on a pod that nobody looks at.
-        host("device-plugins", &settings.device_plugin_dir, "DirectoryOrCreate"),
-        host("pod-resources", &settings.pod_resources_dir(), "DirectoryOrCreate"),
-        host("locks", paths::LOCK_DIR, "DirectoryOrCreate"),
-        host("state", paths::STATE_DIR, "DirectoryOrCreate"),
-    ])
-}
-
-fn uses_cdi(config: &DevicePluginConfig) -> bool {
-    let access = |resource: &crds::Resource| resource.container_access().cdi;
-    let mut resources = config.spec.resources.iter();
-    resources.any(|resource| access(resource) == Cdi::Enabled)
-}
-
-/// Lets the agent write CDI specifications: nobody else's agent sees the directory.
-fn add_cdi_directory(template: &mut Value) {
-    const VOLUME: &str = "cdi";
-    let volume = json!({ "name": VOLUME, "hostPath": { "path": paths::CDI_DIR, "type": "DirectoryOrCreate" } });
-    if let Some(volumes) = template.pointer_mut("/spec/volumes") {
-        push(volumes, volume);
-    }
-    let mounts = agent_container_of(template).and_then(|agent| agent.get_mut("volumeMounts"));
-    if let Some(mounts) = mounts {
-        push(
-            mounts,
-            json!({ "name": VOLUME, "mountPath": paths::CDI_DIR }),
-        );
-    }
-}
-
-/// Appends to a list.
-fn push(list: &mut Value, value: Value) {
-    if let Some(items) = list.as_array_mut() {
-        items.push(value);
-    }
 }
 
 #[cfg(test)]

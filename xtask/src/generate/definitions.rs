@@ -58,14 +58,18 @@ mod tests {
     fn template_keeps_every_line_of_the_definition() -> anyhow::Result<()> {
         for (name, text) in crds::manifests::files()? {
             let template = template_of(&text)?;
-            let kept: String = template
+            let mut definition = text.lines().peekable();
+            let added = template
                 .lines()
-                .filter(|line| !line.contains("{{"))
-                .filter(|line| !matches!(line.trim(), "annotations:" | "labels:"))
-                .filter(|line| !line.contains("helm.sh/resource-policy"))
-                .map(|line| format!("{line}\n"))
-                .collect();
-            assert_eq!(kept, text, "{name}");
+                .filter(|line| definition.next_if_eq(line).is_none());
+            let added: Vec<&str> = added.filter(|line| !line.contains("{{")).collect();
+            let expected = [
+                "  annotations:",
+                "    helm.sh/resource-policy: keep",
+                "  labels:",
+            ];
+            assert_eq!(added, expected, "{name}");
+            assert_eq!(definition.next(), None, "{name}");
         }
         Ok(())
     }

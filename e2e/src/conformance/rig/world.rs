@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use tokio::process::Command;
 
-use super::Rig;
+use super::{Rig, free_port};
 use crate::conformance::driver::{Action, Feature};
 use crate::conformance::hook::Hook;
 use crate::conformance::process::PluginProcess;
@@ -176,6 +176,8 @@ impl Rig {
     pub async fn start(&mut self) -> Verdict {
         self.set_up().await?;
         self.starts += 1;
+        // Two of them live side by side.
+        self.port = free_port()?;
         let places = self.places(self.starts);
         let filled = |text: &String| self.driver.filled(text, &places);
         let words = self.wrapper.iter().cloned();
