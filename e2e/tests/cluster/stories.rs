@@ -1,5 +1,6 @@
 //! The stories, in the order in which they run.
 
+mod absence;
 mod allowlist;
 mod change;
 mod chaos;
@@ -9,6 +10,7 @@ mod fences;
 mod handover;
 mod hooks;
 mod install;
+mod kubelets;
 mod refusals;
 mod removal;
 mod rivals;
@@ -62,6 +64,26 @@ pub const ALL: &[(&str, Story)] = &[
         faults::lost_objects_are_made_again_as_they_were,
     ),
     (
+        "kubelet_and_agent_that_end_together_have_devices_back",
+        kubelets::kubelet_and_agent_that_end_together_have_devices_back,
+    ),
+    (
+        "pod_deleted_while_its_kubelet_is_down_leaves_its_device",
+        kubelets::pod_deleted_while_its_kubelet_is_down_leaves_its_device,
+    ),
+    (
+        "sidecar_has_the_device_of_an_init_container",
+        kubelets::sidecar_has_the_device_of_an_init_container,
+    ),
+    (
+        "agents_that_cannot_start_again_are_told_at_once",
+        absence::agents_that_cannot_start_again_are_told_at_once,
+    ),
+    (
+        "illness_of_a_held_device_is_in_its_pods_status",
+        kubelets::illness_of_a_held_device_is_in_its_pods_status,
+    ),
+    (
         "device_that_vanishes_and_returns_is_told",
         devices::device_that_vanishes_and_returns_is_told,
     ),
@@ -96,6 +118,18 @@ pub const ALL: &[(&str, Story)] = &[
     (
         "second_config_of_a_resource_waits_and_says_so",
         refusals::second_config_of_a_resource_waits_and_says_so,
+    ),
+    (
+        "container_waits_for_its_agent_and_starts_by_itself",
+        absence::container_waits_for_its_agent_and_starts_by_itself,
+    ),
+    (
+        "key_of_a_resource_that_is_gone_stays_at_zero",
+        absence::key_of_a_resource_that_is_gone_stays_at_zero,
+    ),
+    (
+        "reboot_ends_pods_that_held_devices_and_brings_the_resource_back",
+        kubelets::reboot_ends_pods_that_held_devices_and_brings_the_resource_back,
     ),
     (
         "removed_resource_waits_and_touches_no_node",

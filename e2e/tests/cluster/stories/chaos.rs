@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
 use crate::api::{holds_for, measured, path, wait_until};
-use crate::on_node::{allocatable_devices, kill_in_pod};
+use crate::on_node::{allocatable_devices, image, kill_in_pod};
 use crate::scene::{PATIENCE, Scene, container_ids, times};
 use crate::stories::handover::{
     CONFIG, NODES, RESOURCE, ROLLOUT, ask_for, claims, fast, scale_operator, wait_for_rollout,
@@ -211,8 +211,10 @@ fn pod_uid(scene: &Scene, node: &str, revision: &str) -> Result<Option<String>> 
     Ok(wanted.next().and_then(|pod| pod.metadata.uid))
 }
 
+/// The name of the agent's image.
+pub const IMAGE: &str = concat!("localhost/device-plugin-agent:", env!("CARGO_PKG_VERSION"));
 /// The image under another name, which can be taken away without touching the running agents.
-const OTHER_IMAGE: &str = "localhost/device-plugin-agent:of-story";
+pub const OTHER_IMAGE: &str = "localhost/device-plugin-agent:of-story";
 
 pub fn proven_standby_takes_over_when_nobody_is_there_to_bring_it_back(
     scene: &Scene,
@@ -223,7 +225,7 @@ pub fn proven_standby_takes_over_when_nobody_is_there_to_bring_it_back(
         .and_then(|status| status.stable_revision);
     let stable = stable.context("a stable revision")?;
     for node in NODES {
-        image(scene, node, &["tag", "--force", IMAGE, OTHER_IMAGE])?;
+        image(scene.node(node)?, &["tag", "--force", IMAGE, OTHER_IMAGE])?;
     }
     let rollout = json!({"maxUnavailable": 1, "gate": {"soakSeconds": 3600}});
     let resources = json!({"spec": {"agent": {"image": OTHER_IMAGE, "imagePullPolicy": "Never"}, "rollout": rollout}});
@@ -238,7 +240,7 @@ pub fn proven_standby_takes_over_when_nobody_is_there_to_bring_it_back(
     scale_operator(scene, 0)?;
     let told = without_operator(scene, &node, &stable);
     for node in NODES {
-        image(scene, node, &["tag", "--force", IMAGE, OTHER_IMAGE])?;
+        image(scene.node(node)?, &["tag", "--force", IMAGE, OTHER_IMAGE])?;
     }
     scale_operator(scene, 1)?;
     told?;
@@ -255,14 +257,11 @@ pub fn proven_standby_takes_over_when_nobody_is_there_to_bring_it_back(
     wait_for_rollout(scene)
 }
 
-/// The name of the agent's image.
-const IMAGE: &str = concat!("localhost/device-plugin-agent:", env!("CARGO_PKG_VERSION"));
-
 fn without_operator(scene: &Scene, node: &str, stable: &str) -> Result<()> {
     let spec = scene.node_object(CONFIG, node)?.spec;
     let uid = pod_uid(scene, node, &spec.active)?.context("the new agent")?;
     // It cannot start again.
-    image(scene, node, &["rm", OTHER_IMAGE])?;
+    image(scene.node(node)?, &["rm", OTHER_IMAGE])?;
     kill_in_pod(&uid, "device-plugin-agent")?;
     let died = Instant::now();
     let took = wait_until(
@@ -278,16 +277,6 @@ fn without_operator(scene: &Scene, node: &str, stable: &str) -> Result<()> {
         },
     )?;
     measured("served again by the standby, without an operator", took);
-    Ok(())
-}
-
-fn image(scene: &Scene, node: &str, words: &[&str]) -> Result<()> {
-    let on = scene.node(node)?;
-    let ctr = on.directory().join("bin/ctr").display().to_string();
-    let mut command = vec![ctr.as_str(), "--namespace=k8s.io", "image"];
-    command.extend(words);
-    let said = on.run_in_namespace(&command)?;
-    ensure!(said.success, "{words:?} on {node}: {}", said.stderr);
     Ok(())
 }
 

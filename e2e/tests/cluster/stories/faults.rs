@@ -155,7 +155,7 @@ pub fn lost_objects_are_made_again_as_they_were(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-fn agent_on(scene: &Scene, config: &str, node: &str) -> Result<Pod> {
+pub fn agent_on(scene: &Scene, config: &str, node: &str) -> Result<Pod> {
     let on_node =
         |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(node);
     scene
@@ -166,7 +166,7 @@ fn agent_on(scene: &Scene, config: &str, node: &str) -> Result<Pod> {
         .with_context(|| format!("no agent of {config} on {node}"))
 }
 
-fn restart_count(pod: &Pod) -> i32 {
+pub fn restart_count(pod: &Pod) -> i32 {
     let statuses = pod
         .status
         .as_ref()

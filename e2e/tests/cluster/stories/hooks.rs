@@ -3,16 +3,20 @@
 use anyhow::{Context, Result, ensure};
 use e2e::images::SHELL_IMAGE;
 use e2e::product::{NAMESPACE, RELEASE};
-use k8s_openapi::api::core::v1::ContainerStatus;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use serde_json::{Value, json};
 
+use super::faults::agent_on;
+use super::handover::NODES;
 use crate::api::wait_until;
+use crate::on_node::metric;
 use crate::scene::{PATIENCE, Scene};
 
 const NAME: &str = "hooked";
 const RESOURCE: &str = "example.com/hooked";
-/// Numbers of `/dev/null`.
-const NULL: (u32, u32) = (1, 3);
+const DEVICES: [&str; 2] = ["hooked0", "hooked1"];
+/// Numbers of `/dev/full`, which no other story has.
+const FULL: (u32, u32) = (1, 7);
 
 /// Notes the device in a file of the runner. The reset fails where a file says so, and hangs, forks
 /// and floods for a device of which another says so.
@@ -29,7 +33,7 @@ fn config() -> String {
         "apiVersion": "deviceplugins.dev/v1alpha1", "kind": "DevicePluginConfig",
         "metadata": {"name": NAME},
         "spec": {
-            "nodeSelector": {"matchLabels": {"kubernetes.io/hostname": "n1"}},
+            "nodeSelector": {"matchLabels": {"kubernetes.io/os": "linux"}},
             "resources": [{
                 "name": RESOURCE,
                 "discovery": {"paths": {"globs": ["/dev/dpo-test/hooked*"]}},
@@ -52,26 +56,31 @@ pub fn hooks_prepare_reset_and_release_devices(scene: &Scene) -> Result<()> {
     scene
         .api
         .patch(&list, &json!({"data": {"images": image}}))?;
-    for device in ["hooked0", "hooked1"] {
-        scene.node("n1")?.make_device(device, NULL.0, NULL.1)?;
+    for node in NODES {
+        for device in DEVICES {
+            scene.node(node)?.make_device(device, FULL.0, FULL.1)?;
+        }
     }
     // The API server learns of the list within a moment.
     wait_until("an accepted config", PATIENCE, || {
         scene.apply(&config()).map(Some)
     })?;
     scene.wait_for_condition(NAME, "Ready", "True", "Complete")?;
-    scene.wait_for_allocatable("n1", RESOURCE, 2)?;
-    let runner = Runner::find(scene)?;
-    runner.wait_for_lines("/tmp/init", 2)?;
-
-    every_start_of_a_container_is_reset(scene, &runner)?;
+    let runners = [
+        Runner::find(scene, NODES[0])?,
+        Runner::find(scene, NODES[1])?,
+    ];
+    every_start_of_a_container_is_reset(scene, &runners)?;
+    let [runner, _] = runners;
     a_failed_reset_keeps_the_container_from_starting(scene, &runner)?;
     a_reset_that_hangs_harms_no_other_device(scene, &runner)?;
 
     ensure!(runner.lines("/tmp/init")?.len() == 2, "init ran again");
     scene.delete_config(NAME)?;
-    for device in ["hooked0", "hooked1"] {
-        scene.node("n1")?.remove_device(device)?;
+    for node in NODES {
+        for device in DEVICES {
+            scene.node(node)?.remove_device(device)?;
+        }
     }
     scene.api.patch(
         &list,
@@ -79,18 +88,32 @@ pub fn hooks_prepare_reset_and_release_devices(scene: &Scene) -> Result<()> {
     )
 }
 
-fn every_start_of_a_container_is_reset(scene: &Scene, runner: &Runner<'_>) -> Result<()> {
-    start(scene, "hooked-a", "sleep 2")?;
-    let restarts = wait_until("a container that was started again", PATIENCE, || {
-        let status = container(scene, "hooked-a")?.context("no container yet")?;
-        Ok((status.restart_count >= 1).then_some(status.restart_count))
-    })?;
-    let resets = runner.wait_for_lines("/tmp/reset", usize::try_from(restarts)? + 1)?;
-    let device = resets.first().context("a reset")?;
-    ensure!(resets.iter().all(|one| one == device), "{resets:?}");
-    scene.delete_pod("hooked-a")?;
-    let released = runner.wait_for_lines("/tmp/release", 1)?;
-    ensure!(released.contains(device), "{released:?} and not {device:?}");
+fn every_start_of_a_container_is_reset(scene: &Scene, runners: &[Runner<'_>]) -> Result<()> {
+    for runner in runners {
+        scene.wait_for_allocatable(runner.node, RESOURCE, 2)?;
+        runner.wait_for_lines("/tmp/init", 2)?;
+        start(scene, &runner.user(), runner.node, "sleep 2")?;
+    }
+    for runner in runners {
+        let restarts = wait_until("a container that was started again", PATIENCE, || {
+            let status = container(scene, &runner.user())?.context("no container yet")?;
+            Ok((status.restart_count >= 1).then_some(status.restart_count))
+        })?;
+        let resets = runner.wait_for_lines("/tmp/reset", usize::try_from(restarts)? + 1)?;
+        let device = resets.first().context("a reset")?;
+        ensure!(resets.iter().all(|one| one == device), "{resets:?}");
+        let given = runner.allocations()?;
+        ensure!(given == 1.0, "the kubelet called Allocate {given} times");
+        scene.delete_pod(&runner.user())?;
+    }
+    for runner in runners {
+        let device = runner.lines("/tmp/reset")?.into_iter().next();
+        let released = runner.wait_for_lines("/tmp/release", 1)?;
+        ensure!(
+            released.first() == device.as_ref(),
+            "{released:?} and not {device:?}"
+        );
+    }
     Ok(())
 }
 
@@ -99,7 +122,7 @@ fn a_failed_reset_keeps_the_container_from_starting(
     runner: &Runner<'_>,
 ) -> Result<()> {
     runner.shell("touch /tmp/broken")?;
-    start(scene, "hooked-b", "sleep 1000")?;
+    start(scene, "hooked-b", runner.node, "sleep 1000")?;
     let told = wait_until("a container that is kept from starting", PATIENCE, || {
         let status = container(scene, "hooked-b")?.context("no container yet")?;
         let waiting = status.state.and_then(|state| state.waiting);
@@ -125,7 +148,7 @@ fn a_reset_that_hangs_harms_no_other_device(scene: &Scene, runner: &Runner<'_>) 
     runner.shell(&format!("touch /tmp/hang-{hanging}"))?;
     let pods = ["hooked-c", "hooked-d"];
     for pod in pods {
-        start(scene, pod, "sleep 1000")?;
+        start(scene, pod, runner.node, "sleep 1000")?;
     }
     // One has the device that hangs, the other starts beside it.
     wait_until(
@@ -163,34 +186,39 @@ fn a_reset_that_hangs_harms_no_other_device(scene: &Scene, runner: &Runner<'_>) 
     Ok(())
 }
 
-/// The runner's container, seen from inside.
+/// The runner's container on a node, seen from inside.
 struct Runner<'a> {
     scene: &'a Scene,
-    pod: String,
+    node: &'a str,
+    pod: Pod,
 }
 
 impl<'a> Runner<'a> {
-    fn find(scene: &'a Scene) -> Result<Self> {
-        let label = format!("{}={NAME}", crds::names::CONFIG_LABEL);
-        let pod = scene.cluster.kubectl(&[
-            "get",
-            "pods",
-            "-n",
-            NAMESPACE,
-            "-l",
-            &label,
-            "-o",
-            "jsonpath={.items[0].metadata.name}",
-        ])?;
-        Ok(Self {
-            scene,
-            pod: pod.trim().to_owned(),
-        })
+    fn find(scene: &'a Scene, node: &'a str) -> Result<Self> {
+        let pod = agent_on(scene, NAME, node)?;
+        Ok(Self { scene, node, pod })
+    }
+
+    /// A pod that uses a device beside it.
+    fn user(&self) -> String {
+        format!("hooked-{}", self.node)
+    }
+
+    /// How often the kubelet has asked the agent beside it for devices.
+    fn allocations(&self) -> Result<f64> {
+        let status = self.pod.status.as_ref();
+        let address = status.and_then(|status| status.pod_ip.as_deref());
+        let name = format!(
+            "device_plugin_agent_allocations_total{{resource=\"{RESOURCE}\",result=\"given\"}}"
+        );
+        let node = self.scene.node(self.node)?;
+        metric(node, address.context("the agent's address")?, &name)
     }
 
     fn shell(&self, script: &str) -> Result<String> {
+        let pod = self.pod.metadata.name.as_deref().unwrap_or_default();
         let words = [
-            "exec", "-n", NAMESPACE, &self.pod, "-c", "runner", "--", "/bin/sh", "-c", script,
+            "exec", "-n", NAMESPACE, pod, "-c", "runner", "--", "/bin/sh", "-c", script,
         ];
         self.scene.cluster.kubectl(&words)
     }
@@ -210,11 +238,11 @@ impl<'a> Runner<'a> {
 }
 
 /// Starts a pod with one device, whose container is started again whenever it ends.
-fn start(scene: &Scene, name: &str, script: &str) -> Result<()> {
+fn start(scene: &Scene, name: &str, node: &str, script: &str) -> Result<()> {
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
         "spec": {
-            "nodeSelector": {"kubernetes.io/hostname": "n1"},
+            "nodeSelector": {"kubernetes.io/hostname": node},
             "terminationGracePeriodSeconds": 1,
             "containers": [{
                 "name": "main", "image": SHELL_IMAGE, "imagePullPolicy": "Never",

@@ -101,9 +101,9 @@ pub fn malformed_configs_are_refused_by_field_and_value(scene: &Scene) -> Result
         ),
         (
             config("spoiled", |c| {
-                c["spec"]["resources"][0]["replicas"] = json!(4);
+                c["spec"]["resources"][0]["copies"] = json!(4);
             }),
-            vec!["unknown field \"spec.resources[0].replicas\""],
+            vec!["unknown field \"spec.resources[0].copies\""],
         ),
         (
             config("spoiled", |c| {

@@ -129,10 +129,13 @@ fn trouble(status: &PodStatus) -> Option<Trouble> {
     })
 }
 
+/// The reason of a container that waits because it ended too often.
+const CRASH_LOOP: &str = "CrashLoopBackOff";
+
 /// Reasons of a waiting container that end only when somebody changes something, or that say it
 /// failed before.
 const FAILURES: &[&str] = &[
-    "CrashLoopBackOff",
+    CRASH_LOOP,
     "ImagePullBackOff",
     "ErrImagePull",
     "ErrImageNeverPull",
@@ -146,7 +149,8 @@ const FAILURES: &[&str] = &[
 ];
 
 /// How a container fails: it waits for one of the reasons above, or it ended with an error and has
-/// not become ready since (a crash loop runs for a moment between its crashes).
+/// not become ready since (a crash loop runs for a moment between its crashes). What keeps an ended
+/// one from being started again is said rather than how it ended.
 fn container_failure(container: &ContainerStatus) -> Option<Trouble> {
     let state = container.state.as_ref()?;
     let waiting = state.waiting.as_ref().filter(|one| {
@@ -163,11 +167,12 @@ fn container_failure(container: &ContainerStatus) -> Option<Trouble> {
         .as_ref()
         .or(last)
         .filter(|ended| ended.exit_code != 0 && !container.ready);
-    if let Some(ended) = ended {
+    let is_kept_away = waiting.is_some_and(|one| one.reason.as_deref() != Some(CRASH_LOOP));
+    if let Some(ended) = ended.filter(|_| !is_kept_away) {
         let text = ended.message.as_deref().unwrap_or_default().trim();
         let word = ended.reason.as_deref().unwrap_or("Error");
         return Some(Trouble {
-            reason: "CrashLoopBackOff".to_owned(),
+            reason: CRASH_LOOP.to_owned(),
             message: format!("exit code {} ({word}) {text}", ended.exit_code)
                 .trim_end()
                 .to_owned(),
@@ -269,6 +274,19 @@ status: {phase: Pending}",
             "{{phase: Running, containerStatuses: [{{name: agent, image: i, imageID: '', ready: true, restartCount: 4, state: {{running: {{}}}}, lastState: {{{ended}}}}}]}}"
         ));
         assert_eq!(recovered, None);
+    }
+
+    #[test]
+    fn what_keeps_a_crashed_container_from_starting_is_said_first() {
+        let trouble = status(
+            "{phase: Running, containerStatuses: [{name: agent, image: i, imageID: '', ready: false, restartCount: 1, state: {waiting: {reason: ErrImageNeverPull, message: the image is gone}}, lastState: {terminated: {exitCode: 137, reason: Error, message: last words}}}]}",
+        );
+        let wanted = Trouble {
+            reason: "ErrImageNeverPull".to_owned(),
+            message: "the image is gone".to_owned(),
+            fatal: true,
+        };
+        assert_eq!(trouble, Some(wanted));
     }
 
     #[test]
