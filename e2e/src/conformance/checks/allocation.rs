@@ -19,6 +19,9 @@ use crate::kubelet::Client;
 /// How long any answer may take: longer, and a kubelet admits no pod meanwhile.
 const ANSWER: Duration = Duration::from_secs(2);
 
+/// How long to wait before what may be late is asked for again.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// How long nearly all answers may take.
 const QUICK: Duration = Duration::from_millis(100);
 
@@ -253,25 +256,26 @@ pub async fn answers_are_deterministic(rig: &mut Rig) -> Verdict {
 pub async fn answers_in_time(rig: &mut Rig) -> Verdict {
     let (first, second) = two(rig).await?;
     let mut client = rig.client().await?;
-    let mut best = Duration::MAX;
+    let mut slow = Vec::new();
     // What is slow now and then because the machine is busy is quick once in five rounds.
     for _ in 0..5 {
-        let mut times = Vec::new();
+        slow.clear();
         for _ in 0..200 {
             let began = Instant::now();
             let answer = asked(&mut client, &[&[&first, &second]], rig.slack).await;
             answer.map_err(|status| mismatch("Allocate answers within 2 s", status))?;
-            times.push(began.elapsed());
+            slow.extend(Some(began.elapsed()).filter(|took| *took >= QUICK));
+            if slow.len() > 2 {
+                break;
+            }
         }
-        times.sort_unstable();
-        best = best.min(times.get(197).copied().unwrap_or_default());
-        if best < QUICK {
+        if slow.len() <= 2 {
             return Ok(());
         }
     }
     Err(mismatch(
         format!("99 of 100 calls answered within {QUICK:?}: pods are admitted one after another"),
-        format!("{best:?}"),
+        format!("some took {slow:?}"),
     ))
 }
 
@@ -306,12 +310,19 @@ pub async fn many_may_ask_at_once(rig: &mut Rig) -> Verdict {
     let resource = rig.resource();
     let limit = rig.detection() + Duration::from_secs(2);
     let expected = "both devices are Healthy afterwards";
-    rig.until(limit, expected, |known| {
-        let healthy = known.resources.get(&resource)?.healthy.clone();
-        (healthy.contains(&first) && healthy.contains(&second)).then_some(())
-    })
-    .await?;
-    one_answer(rig, &[&first, &second]).await.map(drop)
+    let end = Instant::now() + limit;
+    loop {
+        rig.until(limit, expected, |known| {
+            let healthy = known.resources.get(&resource)?.healthy.clone();
+            (healthy.contains(&first) && healthy.contains(&second)).then_some(())
+        })
+        .await?;
+        // The plugin may have seen the failure, and not yet told of it.
+        match one_answer(rig, &[&first, &second]).await {
+            Err(_) if Instant::now() < end => tokio::time::sleep(LOOK).await,
+            answer => return answer.map(drop),
+        }
+    }
 }
 
 /// 51.

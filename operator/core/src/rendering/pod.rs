@@ -35,15 +35,13 @@ pub fn template(
     });
     if reads_udev(config) {
         // Made where no udev runs: the agent then finds what the kernel itself tells.
-        let host = json!({ "path": paths::UDEV_DIR, "type": "DirectoryOrCreate" });
         let mount = json!({ "name": "udev", "mountPath": paths::UDEV_DIR, "readOnly": true });
-        add_volume(&mut spec, host, mount);
+        add_directory(&mut spec, "udev", paths::UDEV_DIR, mount);
     }
     if uses_cdi(config) {
         // Nobody else's agent sees the directory.
-        let host = json!({ "path": paths::CDI_DIR, "type": "DirectoryOrCreate" });
         let mount = json!({ "name": "cdi", "mountPath": paths::CDI_DIR });
-        add_volume(&mut spec, host, mount);
+        add_directory(&mut spec, "cdi", paths::CDI_DIR, mount);
     }
     if !agent.image_pull_secrets.is_empty() {
         set(
@@ -145,9 +143,10 @@ fn reads_udev(config: &DevicePluginConfig) -> bool {
     })
 }
 
-/// Adds a directory of the host, by the name of its mount, to the pod and the agent.
-fn add_volume(spec: &mut Value, host: Value, mount: Value) {
-    let volume = json!({ "name": mount["name"], "hostPath": host });
+/// Adds a directory of the host to the pod and the agent.
+fn add_directory(spec: &mut Value, name: &str, path: &str, mount: Value) {
+    let host = json!({ "path": path, "type": "DirectoryOrCreate" });
+    let volume = json!({ "name": name, "hostPath": host });
     if let Some(Value::Array(mounts)) = spec.pointer_mut("/containers/0/volumeMounts") {
         mounts.push(mount);
     }
