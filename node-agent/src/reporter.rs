@@ -36,6 +36,10 @@ use crate::settings::{ApiAccess, Timing};
 /// again after that.
 const SILENCE_MAX: Duration = Duration::from_secs(310);
 
+/// How long the kubelet comes before the API server. A registration takes a few milliseconds, about as
+/// many as it takes to get a TLS client ready, and pods wait for it.
+const KUBELET_FIRST: Duration = Duration::from_millis(50);
+
 /// What the reporter needs.
 pub struct Reporter {
     /// How to reach the API server.
@@ -82,6 +86,7 @@ impl Reporter {
         let last = self.last.take();
         let connected = OnceLock::new();
         let reporting = async {
+            self.let_the_kubelet_be_first().await;
             let client = self.client().await;
             let api: Api<Loose> = Api::all_with(client, &node_object::resource());
             let api = connected.get_or_init(|| api);
@@ -125,6 +130,16 @@ impl Reporter {
             self.apply(api, &slot, &there).await?;
         }
         Ok(())
+    }
+
+    async fn let_the_kubelet_be_first(&self) {
+        let mut seen = self.seen.clone();
+        let registered = seen.wait_for(|seen| {
+            let mut resources = seen.resources.values();
+            resources.all(|resource| resource.standing.is_registered())
+        });
+        // Who stands by, or has no kubelet, reports as well.
+        let _at_the_latest = tokio::time::timeout(KUBELET_FIRST, registered).await;
     }
 
     async fn client(&self) -> Client {

@@ -25,9 +25,14 @@ pub fn run(what: What, arguments: &[String]) -> anyhow::Result<()> {
 
 fn agent(arguments: &[String]) -> anyhow::Result<()> {
     note("building the agent as it is shipped, the stub and the benchmark");
+    let platform = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let mut build = cargo();
+    // As in the images: without shared libraries.
+    build.env("RUSTFLAGS", "-C target-feature=+crt-static");
     build.args([
         "build",
+        "--target",
+        &platform,
         "--release",
         "--package",
         "node-agent",
@@ -38,7 +43,7 @@ fn agent(arguments: &[String]) -> anyhow::Result<()> {
         build.args(["--bin", program]);
     }
     run_program(&mut build)?;
-    let programs = target()?.join("release");
+    let programs = target()?.join(platform).join("release");
     note("about a minute for each round and plugin; a quiet machine gives quiet figures");
     let mut bench = Command::new(programs.join("bench-agent"));
     bench

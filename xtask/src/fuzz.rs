@@ -12,9 +12,9 @@ use crate::workspace::{cache, root, run};
 pub const STEPS: &[Step] = &[
     ("building the fuzz targets", build),
     ("fuzzing: the config", || fuzz("config", "examples")),
-    ("fuzzing: devices and device events", || {
-        fuzz("device", "node-agent/fuzz/seeds/device")
-    }),
+    ("fuzzing: device events", || seeded("uevent")),
+    ("fuzzing: udev's database", || seeded("udev")),
+    ("fuzzing: what sysfs says of devices", || seeded("device")),
 ];
 
 /// How long each target runs, in seconds.
@@ -27,6 +27,11 @@ fn build() -> anyhow::Result<()> {
 /// What is the same for building and running. Without a sanitizer the stable compiler serves, and
 /// what a sanitizer finds cannot be there: nothing here is unsafe.
 const OPTIONS: [&str; 4] = ["--sanitizer", "none", "--fuzz-dir", "node-agent/fuzz"];
+
+/// Runs a target on its own seeds.
+fn seeded(target: &str) -> anyhow::Result<()> {
+    fuzz(target, &format!("node-agent/fuzz/seeds/{target}"))
+}
 
 /// Runs a target on what earlier runs found interesting, and on the files of a directory.
 fn fuzz(target: &str, seeds: &str) -> anyhow::Result<()> {

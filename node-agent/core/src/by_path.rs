@@ -1,7 +1,9 @@
 //! Devices by the paths of their device nodes.
 
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
+
+use crds::discovery::IdFrom;
 
 use crate::discovery::{Discovered, Found, Hardware, Look, Numbers, Refusal, Verdict, usable};
 use crate::identity::path_device_id;
@@ -15,7 +17,8 @@ struct Named<'a> {
     /// The best name: that of the earliest glob, then the smallest path. A user who lists
     /// `/dev/serial/by-id/*` before `/dev/ttyUSB*` gets the names that survive a replug.
     best: (usize, &'a str),
-    all: BTreeSet<&'a str>,
+    /// Each once, in no order.
+    all: Vec<&'a str>,
 }
 
 /// The devices among candidates.
@@ -37,10 +40,12 @@ pub(crate) fn by_path(rule: &Rule, look: &Look) -> Discovered {
                     node,
                     numbers,
                     best: name,
-                    all: BTreeSet::from([node]),
+                    all: vec![node],
                 });
                 named.best = named.best.min(name);
-                named.all.insert(path);
+                if !named.all.contains(&path) {
+                    named.all.push(path);
+                }
             }
             Verdict::Refused(reason) => {
                 seen.unusable
@@ -83,12 +88,15 @@ fn insert<'a>(
                 reason,
             });
         }
-        let others = named
-            .all
-            .iter()
-            .map(|path| path_device_id(rule.resource(), path));
-        let mut also: BTreeSet<String> = name.also.into_iter().chain(others).collect();
-        also.remove(&name.id);
+        // The id of the best name is the device's own where ids are made from paths: on a node of ten
+        // thousand devices it is not worked out twice.
+        let is_own = |path: &str| rule.id_from() == IdFrom::DevicePath && path == named.best.1;
+        let others = named.all.iter().filter(|path| !is_own(path));
+        let others = others.map(|path| path_device_id(rule.resource(), path));
+        let mut also: Vec<String> = name.also.into_iter().chain(others).collect();
+        also.retain(|id| *id != name.id);
+        also.sort_unstable();
+        also.dedup();
         let sight = look.behind.get(&named.numbers);
         let known = sight.map(|sight| sight.hardware()).unwrap_or_default();
         let hardware = Hardware {
@@ -100,7 +108,7 @@ fn insert<'a>(
                 free.insert(Found {
                     paths: vec![path],
                     numbers: vec![named.numbers],
-                    also: also.into_iter().collect(),
+                    also,
                     hardware,
                     unhealthy: None,
                 });

@@ -260,6 +260,9 @@ fn name_and_uid(config: &DevicePluginConfig) -> (&str, &str) {
 
 #[cfg(test)]
 mod tests {
+    use crds::container::Cdi;
+    use crds::names::paths;
+
     use super::*;
     use crate::revision::revision;
     use crate::selection::selection;
