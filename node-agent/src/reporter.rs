@@ -36,10 +36,6 @@ use crate::settings::{ApiAccess, Timing};
 /// again after that.
 const SILENCE_MAX: Duration = Duration::from_secs(310);
 
-/// How long the kubelet comes before the API server. A registration takes a few milliseconds, about as
-/// many as it takes to get a TLS client ready, and pods wait for it.
-const KUBELET_FIRST: Duration = Duration::from_millis(50);
-
 /// What the reporter needs.
 pub struct Reporter {
     /// How to reach the API server.
@@ -139,7 +135,7 @@ impl Reporter {
             resources.all(|resource| resource.standing.is_registered())
         });
         // Who stands by, or has no kubelet, reports as well.
-        let _at_the_latest = tokio::time::timeout(KUBELET_FIRST, registered).await;
+        let _at_the_latest = tokio::time::timeout(self.timing.kubelet_first, registered).await;
     }
 
     async fn client(&self) -> Client {

@@ -99,6 +99,9 @@ pub struct Timing {
     pub api_retry: Pace,
     /// Longest call to the API server.
     pub api_call: Duration,
+    /// How long the kubelet comes before the API server at the start. A registration takes a few
+    /// milliseconds, about as many as it takes to get a TLS client ready, and pods wait for it.
+    pub kubelet_first: Duration,
 }
 
 /// How the role is taken and left.
@@ -196,6 +199,7 @@ impl Default for Timing {
                 limit: seconds(60),
             },
             api_call: seconds(30),
+            kubelet_first: Duration::from_millis(50),
         }
     }
 }

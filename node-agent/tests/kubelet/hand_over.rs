@@ -40,6 +40,7 @@ fn with_api(mut rig: Rig, api: &FakeApi) -> Rig {
 /// The long waits for others pass in a fraction of a second.
 fn hasty(rig: &mut Rig) {
     rig.settings.timing.role.haste = 300;
+    rig.settings.timing.kubelet_first = Duration::ZERO;
 }
 
 fn named(active: &str, standby: Option<&str>, baseline: Option<&str>) -> Value {
