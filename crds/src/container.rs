@@ -144,7 +144,7 @@ pub struct Mount {
             .message(Message::Expression("'container path \"' + self + '\" must be an absolute path without empty segments, . and .., and without a slash at its end, such as /run/cards'".into()))
     )]
     pub container_path: String,
-    /// Whether the container can only read it. Default true.
+    /// Whether the container can only read it, but for what the node has mounted below. Default true.
     #[serde(default = "default_read_only", skip_serializing_if = "Clone::clone")]
     pub read_only: bool,
 }

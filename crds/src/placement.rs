@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AgentSettings {
-    /// Image of the agent. Left out: the operator's default at the time the config was first
-    /// rolled out; `status.agentUpdate` tells when the operator has a newer one.
+    /// Image of the agent, which the cluster's allowlist must name with `privileged`
+    /// (docs/security.md). Left out: the one that the config's agents have already, at first the
+    /// operator's default; `status.agentUpdate` tells when the operator has a newer one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     #[x_kube(

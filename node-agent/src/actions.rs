@@ -130,6 +130,7 @@ impl Actions {
             };
             match self.runner.run(&request).await {
                 Ok(outcome) if outcome.success => {}
+                Ok(outcome) if !outcome.begun => return Ended::NotRun(outcome.message),
                 Ok(outcome) => return Ended::Failed(outcome.message),
                 Err(error @ RunnerError::Silent(_)) => return Ended::Failed(error.to_string()),
                 Err(error) => return Ended::NotRun(chained(&error)),

@@ -37,6 +37,8 @@ pub struct ClaimTable {
     grace: Duration,
     list: Option<FileLock>,
     written: BTreeSet<Numbers>,
+    /// What was written last may not be what the file holds.
+    is_torn: bool,
     taken: BTreeMap<Numbers, String>,
     ended: BTreeMap<String, Instant>,
 }
@@ -50,6 +52,7 @@ impl ClaimTable {
             grace,
             list: None,
             written: BTreeSet::new(),
+            is_torn: false,
             taken: BTreeMap::new(),
             ended: BTreeMap::new(),
         }
@@ -62,7 +65,7 @@ impl ClaimTable {
     /// When the table cannot be read or written; with [`ErrorKind::WouldBlock`] while another process
     /// does. Nothing more is taken then.
     pub fn take(&mut self, wanted: &BTreeSet<Numbers>) -> io::Result<&BTreeMap<Numbers, String>> {
-        if self.taken.is_empty() && *wanted == self.written {
+        if self.taken.is_empty() && *wanted == self.written && !self.is_torn {
             return Ok(&self.taken);
         }
         let Some(_alone) = FileLock::try_take(&self.directory, TABLE_LOCK)? else {
@@ -74,9 +77,13 @@ impl ClaimTable {
             .filter(|one| !others.contains_key(one))
             .copied()
             .collect();
-        if own != self.written {
+        if own != self.written || self.is_torn {
+            self.is_torn = true;
+            // Until it is written, only what was ours before and stays so.
+            self.written.retain(|numbers| own.contains(numbers));
             self.write(&own)?;
             self.written = own;
+            self.is_torn = false;
         }
         self.taken = others;
         self.taken.retain(|numbers, _| wanted.contains(numbers));
@@ -98,9 +105,10 @@ impl ClaimTable {
             .map(|(major, minor)| format!("{major}:{minor}\n"))
             .collect();
         let mut file = list.file();
-        file.set_len(0)?;
+        // Over what is there: a file system that is full has room for that.
         file.seek(SeekFrom::Start(0))?;
-        file.write_all(text.as_bytes())
+        file.write_all(text.as_bytes())?;
+        file.set_len(u64::try_from(text.len()).unwrap_or(u64::MAX))
     }
 
     fn free_list(&self) -> io::Result<Option<FileLock>> {

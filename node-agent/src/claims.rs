@@ -103,14 +103,19 @@ impl OwnClaims {
                     .map(|one| (one, told.clone()))
                     .collect()
             }
-            // Without its directory no lock can be taken, so nothing is served anyway.
+            // What could not be claimed may be another config's.
             Err(failed) => {
                 let failed = failed.to_string();
+                let told = format!("cannot be claimed on this node: {failed}");
                 if *error != failed {
                     tracing::warn!(error = failed, "failed to claim devices on this node");
                     *error = failed;
                 }
-                BTreeMap::new()
+                table
+                    .not_taken(&wanted)
+                    .into_iter()
+                    .map(|one| (one, told.clone()))
+                    .collect()
             }
         };
         claims.judged(self.place, seen, &foreign, now)
@@ -125,5 +130,45 @@ impl OwnClaims {
             .lock()
             .claims
             .give(self.place, ids, Timestamp::now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use node_agent_core::discovery::Found;
+
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_claimed_is_not_given_out() {
+        let home = tempfile::tempdir().unwrap();
+        let place = home.path().join("locks");
+        std::fs::create_dir(&place).unwrap();
+        let grace = std::time::Duration::from_secs(300);
+        let table = ClaimTable::new(place.clone(), "one".to_owned(), grace);
+        let own = SharedClaims::new(table).next("example.com/x", Arc::default());
+        let seen = |minors: &[u32]| Discovered {
+            devices: minors
+                .iter()
+                .map(|minor| {
+                    let numbers = vec![(226, *minor)];
+                    let found = Found {
+                        numbers,
+                        ..Found::default()
+                    };
+                    (minor.to_string(), found)
+                })
+                .collect(),
+            ..Discovered::default()
+        };
+        let settled = |minors: &[u32]| own.settled(seen(minors), None, Timestamp::UNIX_EPOCH);
+        assert_eq!(settled(&[1]).devices.len(), 1);
+        // A file where the directory was: nothing can be read or written there.
+        std::fs::remove_dir_all(&place).unwrap();
+        std::fs::write(&place, "").unwrap();
+        let judged = settled(&[1, 2]);
+        assert!(judged.devices.contains_key("1"), "it was ours before");
+        let reason = &judged.unusable["2"];
+        assert!(reason.contains("cannot be claimed"), "{reason}");
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crds::node::{HookResult, LastHook};
@@ -86,6 +87,8 @@ pub struct Tending {
     hooks: FuturesUnordered<BoxFuture<'static, Done>>,
     waiting: BTreeMap<String, Vec<oneshot::Sender<Result<(), String>>>>,
     records: u64,
+    /// The last record could not be written.
+    is_unwritten: Arc<AtomicBool>,
     noted: BTreeSet<String>,
     noted_at: Option<u64>,
     /// Why probes cannot be run; told once.
@@ -127,6 +130,7 @@ impl Tending {
             hooks: FuturesUnordered::new(),
             waiting: BTreeMap::new(),
             records: 0,
+            is_unwritten: Arc::default(),
             noted: BTreeSet::new(),
             noted_at: None,
             not_run: None,
@@ -189,7 +193,7 @@ impl Tending {
             board,
             ..
         } = &mut self.means;
-        let (given_now, newly) = (given.recent(), given.newly_allocated());
+        let given_now = given.recent();
         if !*has_hooks && !*has_probes {
             return seen;
         }
@@ -199,7 +203,7 @@ impl Tending {
             self.noted = sharing.by_device(&ids).into_keys().collect();
             self.noted_at = Some(number);
         }
-        for (id, at) in newly {
+        for (id, at) in given.newly_allocated() {
             care.gave(&id, at.saturating_duration_since(self.start));
         }
         let lists = sent.borrow();
@@ -244,6 +248,13 @@ impl Tending {
 
     /// Starts what is due, with what is known of the devices.
     pub fn start_due(&mut self, inventory: &Inventory) {
+        // Since the last look.
+        for (id, at) in self.means.given.newly_allocated() {
+            let at = at.saturating_duration_since(self.start);
+            self.means.care.gave(&id, at);
+        }
+        let serves = self.duty.borrow().may_take;
+        self.means.care.set_serves(serves);
         for (id, work) in self.means.care.next(self.start.elapsed()) {
             let device = inventory.devices.get(&id).cloned();
             let doing = self.doing(id, work, device);
@@ -418,7 +429,11 @@ impl Tending {
     /// the next holder's record must come after it.
     fn remember(&mut self) -> Option<impl Future<Output = ()> + Send + use<>> {
         let holding = self.holding.clone()?;
-        let record = self.means.care.changed_record()?;
+        let changed = self.means.care.changed_record();
+        let is_unwritten = self.is_unwritten.swap(false, Ordering::Relaxed);
+        let again = || is_unwritten.then(|| self.means.care.record().clone());
+        let record = changed.or_else(again)?;
+        let unwritten = self.is_unwritten.clone();
         self.records += 1;
         let number = self.records;
         let file = self.means.record.clone();
@@ -426,6 +441,7 @@ impl Tending {
         let writing = tokio::task::spawn_blocking(move || {
             if let Err(error) = file.write(number, &resource, record) {
                 tracing::warn!(resource, %error, "failed to remember what hooks did");
+                unwritten.store(true, Ordering::Relaxed);
             }
             drop(holding);
         });

@@ -112,7 +112,10 @@ fn start() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(serve(flags, config, logs))
+    let served = runtime.block_on(serve(flags, config, logs));
+    // A file of sysfs that does not answer must not keep the process.
+    runtime.shutdown_timeout(LAST_ANSWERS);
+    served
 }
 
 fn read_config(flags: &Flags) -> Result<AgentConfig> {

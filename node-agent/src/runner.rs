@@ -82,6 +82,8 @@ pub enum Action {
 pub struct Outcome {
     /// Whether it did what it was to do.
     pub success: bool,
+    /// Whether it was begun at all: else its end says nothing of the device.
+    pub begun: bool,
     /// How it ended and the end of what it printed, on one line, at most [`MESSAGE_MAX`] characters.
     /// May be empty after a success.
     pub message: String,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Parser, ValueEnum};
-use e2e::conformance::{BEHAVIOURS, Driver, Level, Options, Selection, junit, run};
+use e2e::conformance::{Action, BEHAVIOURS, Driver, Level, Options, Selection, junit, run};
 use e2e::kubelet::Model;
 
 /// The driver of this project's own agent.
@@ -215,6 +215,13 @@ fn driver(arguments: &Arguments) -> Result<Driver> {
         let action = serde_yaml::from_str(&name);
         let action = action.map_err(|error| anyhow!("{name:?} is no action: {error}"))?;
         driver.actions.insert(action, command);
+    }
+    if driver.devices > 0 && driver.actions.contains_key(&Action::AddDevice) {
+        bail!(
+            "devices is {} beside the action add-device: leave devices out, and let the plugin start \
+             without any",
+            driver.devices
+        );
     }
     if driver.command.is_empty() {
         bail!("no plugin to judge: give its command line after --, or a file with --driver");

@@ -61,7 +61,7 @@ impl Hook {
         let script = format!(
             "#!/bin/sh\n\
              run={runs}/$$\n\
-             {{ echo \"$@\"; set; }} > $run.told\n\
+             {{ echo \"$@\"; export -p; }} > $run.told\n\
              : > $run.began\n\
              read mode < {mode}\n\
              case $mode in\n\
@@ -106,7 +106,8 @@ impl Hook {
     /// Its runs for one device.
     pub fn runs_for(&self, id: &str) -> Vec<Run> {
         let mut runs = self.runs();
-        runs.retain(|run| run.told.contains(id));
+        let between = |c: char| c.is_whitespace() || "'\"=,".contains(c);
+        runs.retain(|run| run.told.split(between).any(|word| word == id));
         runs
     }
 }

@@ -75,6 +75,11 @@ pub async fn run(options: &Options, mut tell: impl FnMut(&Report, &Finding)) -> 
     };
     let places = Arc::new(Semaphore::new(options.jobs.max(1)));
     let mut wanted = wanted(options);
+    if wanted.is_empty() {
+        bail!(
+            "no behaviour is left to judge: --list shows which there are; 66 to 80 take a real cluster"
+        );
+    }
     let order: Vec<(u8, Model)> = wanted.iter().map(|(one, m)| (one.number, *m)).collect();
     wanted.sort_by_key(|(one, _)| {
         LONG.iter()
@@ -85,6 +90,9 @@ pub async fn run(options: &Options, mut tell: impl FnMut(&Report, &Finding)) -> 
     for (behaviour, model) in wanted {
         let (places, options) = (places.clone(), options.clone());
         let home = directory.join(format!("{}-{}", behaviour.number, short(model)));
+        if home.exists() {
+            bail!("{home:?} is of an earlier run: another --directory is needed, or an empty one");
+        }
         checks.spawn(async move {
             // Never closed.
             let _place = places.acquire_owned().await;

@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 
 use crate::api::{Api, path, wait_until};
+use crate::stories::OTHER_IMAGE;
 
 /// Longest wait for something that takes a few seconds on an idle machine: eight times that, for
 /// two cores shared with other work.
@@ -38,7 +39,10 @@ impl Scene {
 
     /// Installs the chart or changes the installed one.
     pub fn helm_upgrade(&self, settings: &[&str]) -> Result<()> {
-        product::install_chart(&self.cluster, settings).map(|_| ())
+        // Some stories give agents an image of their own.
+        let own = format!("allowlist.images={{{OTHER_IMAGE} privileged}}");
+        let settings: Vec<&str> = settings.iter().copied().chain([own.as_str()]).collect();
+        product::install_chart(&self.cluster, &settings).map(|_| ())
     }
 
     pub fn node(&self, name: &str) -> Result<&Node> {

@@ -19,6 +19,7 @@ use anyhow::Result;
 
 use crate::scene::Scene;
 
+pub use chaos::OTHER_IMAGE;
 pub use removal::tear_down;
 
 /// A story: what a user does and sees.
@@ -98,6 +99,10 @@ pub const ALL: &[(&str, Story)] = &[
     (
         "dangerous_devices_are_refused",
         devices::dangerous_devices_are_refused,
+    ),
+    (
+        "real_devices_are_opened_in_containers",
+        devices::real_devices_are_opened_in_containers,
     ),
     (
         "hooks_prepare_reset_and_release_devices",

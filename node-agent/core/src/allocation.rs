@@ -172,7 +172,10 @@ fn device_nodes(
     let mounts = access.mounts.iter();
     let mut taken: BTreeSet<String> = mounts.map(|mount| mount.container_path.clone()).collect();
     let mut nodes = Vec::new();
-    for path in chosen.values().flat_map(|device| &device.paths) {
+    // Devices share some of their nodes: all functions have `/dev/vfio/vfio`.
+    let mut hosts = BTreeSet::new();
+    let paths = chosen.values().flat_map(|device| &device.paths);
+    for path in paths.filter(|path| hosts.insert(path.as_str())) {
         let container_path = match access.cdi {
             Cdi::Disabled => free_path(&access.path, path, &taken),
             // What is in the specification is for all containers.
@@ -285,6 +288,27 @@ mod tests {
                 permissions: "r".to_owned()
             }]
         );
+    }
+
+    #[test]
+    fn a_node_that_devices_share_is_there_once() {
+        let inventory = inventory(&[
+            ("a", &["/dev/vfio/vfio", "/dev/vfio/1"], Health::Healthy),
+            ("b", &["/dev/vfio/vfio", "/dev/vfio/2"], Health::Healthy),
+        ]);
+        for cdi in [Cdi::Disabled, Cdi::Enabled] {
+            let access = ContainerAccess {
+                cdi,
+                ..access("", "")
+            };
+            let ids = ["a".to_owned(), "b".to_owned()];
+            let answer = answer("example.com/vfio", &access, &inventory, &ids).unwrap();
+            let paths = answer.devices.into_iter().map(|node| node.container_path);
+            assert_eq!(
+                paths.collect::<Vec<_>>(),
+                ["/dev/vfio/vfio", "/dev/vfio/1", "/dev/vfio/2"]
+            );
+        }
     }
 
     #[test]

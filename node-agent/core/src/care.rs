@@ -20,8 +20,9 @@ use crate::work::{Rules, Work};
 use self::device::{Device, Run, Running};
 
 /// Resets that the kubelet waits for, at once. A container with more devices than this is prepared
-/// in turns, all within the kubelet's 30 s; twice as many processes would not fit the runner's memory.
-const ASKED_AT_ONCE: usize = 32;
+/// in turns, all within the kubelet's 30 s. With the other hooks they fill the runner's places: who
+/// waits there loses time, and who waits here does not.
+const ASKED_AT_ONCE: usize = 12;
 
 /// Other hooks at once. One would let a hook that hangs hold back every device behind it; many would
 /// load a node at its start.
@@ -52,6 +53,7 @@ enum Part {
 pub struct Care {
     rules: Rules,
     part: Part,
+    serves: bool,
     record: Record,
     record_changed: bool,
     reading: u64,
@@ -70,6 +72,7 @@ impl Care {
         Self {
             rules,
             part: Part::Waiting,
+            serves: false,
             record: Record::default(),
             record_changed: false,
             reading: 0,
@@ -79,6 +82,17 @@ impl Care {
             doubtful: VecDeque::new(),
             running: Running::default(),
         }
+    }
+
+    /// Whether the kubelet asks this agent for devices: else another one gives them out, and they may
+    /// be in use at any moment.
+    pub fn set_serves(&mut self, serves: bool) {
+        self.serves = serves;
+    }
+
+    /// What the host is to remember.
+    pub fn record(&self) -> &Record {
+        &self.record
     }
 
     /// The agent serves from now on; what the host remembers.
@@ -162,6 +176,8 @@ impl Care {
         if let Some(device) = self.devices.get_mut(id) {
             device.given_at = Some(now);
             device.was_asked = false;
+            device.in_use = Some(true);
+            device.free_since = None;
         }
         self.record_changed |= self.record.reset.remove(id);
     }
@@ -436,7 +452,7 @@ impl Care {
         let is_idle = device.running.is_none() && !device.asked && self.wish(id).is_none();
         let is_raw = self.part == Part::Acting && device.in_use.is_none() && self.awaits_init(id);
         let disturbs = self.rules.probes.is_none_or(|probes| probes.only_free);
-        is_idle && !is_raw && (!disturbs || device.in_use == Some(false))
+        is_idle && !is_raw && (!disturbs || self.serves && device.in_use == Some(false))
     }
 
     fn queue(&mut self, id: &str) {

@@ -6,11 +6,16 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use node_agent_core::discovery::forbidden;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, major, minor, openat, openat2};
 
 use crate::runner::{Action, Roots};
+
+/// How often a USB device is given its authorization back, and how long between: its hub may be asleep.
+const AUTHORIZED_TRIES: usize = 5;
+const BETWEEN_TRIES: Duration = Duration::from_millis(100);
 
 /// Why an action failed, in words for the report.
 #[derive(Debug, thiserror::Error)]
@@ -204,6 +209,13 @@ fn reset_usb(path: &str, roots: &Roots) -> Result<(), ActionError> {
     let usb = usb.ok_or_else(|| refused(path, format!("is of no USB device: it is {real:?}")))?;
     let authorized = usb.join("authorized");
     write_attribute(&authorized, "0", roots)?;
+    // Without it the device is gone, and nobody would try again.
+    for _ in 1..AUTHORIZED_TRIES {
+        if write_attribute(&authorized, "1", roots).is_ok() {
+            return Ok(());
+        }
+        std::thread::sleep(BETWEEN_TRIES);
+    }
     write_attribute(&authorized, "1", roots)
 }
 

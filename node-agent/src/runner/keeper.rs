@@ -121,6 +121,7 @@ fn outcome(
             let program = command.get_program().to_string_lossy().into_owned();
             return Outcome {
                 success: false,
+                begun: true,
                 message: message(&format!("failed to start {program:?}: {error}"), ""),
                 duration: start.elapsed(),
             };
@@ -137,6 +138,7 @@ fn outcome(
     };
     Outcome {
         success: success && left.is_empty(),
+        begun: true,
         message: message(&format!("{ending}{}", immortal(&left)), &kept.tail.line()),
         duration,
     }

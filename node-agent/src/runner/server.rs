@@ -130,7 +130,7 @@ impl Shared {
             Ok(Ok(turn)) => turn,
             Ok(Err(_)) | Err(_) => {
                 let waited = request.timeout;
-                return failure(&format!(
+                return not_begun(&format!(
                     "waited {waited:?} for its turn: {AT_ONCE} other actions run"
                 ));
             }
@@ -144,7 +144,7 @@ impl Shared {
                 let told = timeout_at(deadline + KEEPER, keeper.told(&left)).await;
                 told.unwrap_or_else(|_| failure("took too long and did not end when it was killed"))
             }
-            Err(error) => failure(&format!("failed to start its keeper: {error}")),
+            Err(error) => not_begun(&format!("failed to start its keeper: {error}")),
         };
         drop(turn);
         outcome
@@ -232,9 +232,17 @@ impl Drop for Keeper {
     }
 }
 
+fn not_begun(why: &str) -> Outcome {
+    Outcome {
+        begun: false,
+        ..failure(why)
+    }
+}
+
 fn failure(why: &str) -> Outcome {
     Outcome {
         success: false,
+        begun: true,
         message: message(why, ""),
         duration: Duration::ZERO,
     }

@@ -129,6 +129,7 @@ impl FakeRunner {
         };
         let outcome = Outcome {
             success: result.is_ok(),
+            begun: true,
             message: result.err().unwrap_or_default(),
             duration: Duration::ZERO,
         };

@@ -203,6 +203,7 @@ async fn those_that_hang_harm_only_those_that_get_no_turn() {
     let outcome = rig.shell("true", Duration::from_millis(200)).await;
     assert!(!outcome.success);
     assert!(outcome.message.contains("for its turn"), "{outcome:?}");
+    assert!(!outcome.begun, "it says nothing of the device");
     // One that is given up makes room.
     running.pop().unwrap().abort();
     assert!(rig.shell("true", LONG).await.success);

@@ -1,5 +1,7 @@
 //! Devices that come, go, and are not what they seem.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, ensure};
 use crds::node::{DeviceReport, Health};
 use serde_json::json;
@@ -144,6 +146,53 @@ pub fn simulated_devices_reach_a_container(scene: &Scene) -> Result<()> {
     })?;
     scene.delete_pod("simulated")?;
     scene.delete_config("simulated")
+}
+
+/// Devices that nearly every machine has, one found by what the kernel's own sysfs says of it. The first
+/// config has `/dev/fuse`.
+pub fn real_devices_are_opened_in_containers(scene: &Scene) -> Result<()> {
+    let mut devices = vec![(
+        "tun",
+        "/dev/net/tun",
+        json!({"udev": {"subsystem": "misc", "attributes": {"dev": "10:200"}}}),
+    )];
+    // Machines without virtualisation have none; nodes have what their machine has.
+    if Path::new("/dev/kvm").exists() {
+        devices.push(("kvm", "/dev/kvm", json!({"paths": {"globs": ["/dev/kvm"]}})));
+    }
+    let resources = devices.iter().map(|(name, _, discovery)| {
+        json!({"name": format!("example.com/{name}"), "discovery": discovery})
+    });
+    let config = json!({
+        "apiVersion": "deviceplugins.dev/v1alpha1", "kind": "DevicePluginConfig",
+        "metadata": {"name": "real"},
+        "spec": {
+            "nodeSelector": {"matchLabels": {"kubernetes.io/os": "linux"}},
+            "resources": resources.collect::<Vec<_>>(),
+        },
+    });
+    scene.apply(&config.to_string())?;
+    scene.wait_for_condition("real", "Ready", "True", "Complete")?;
+    let mut pods = Vec::new();
+    for (name, path, _) in &devices {
+        for node in ["n1", "n2"] {
+            let (pod, resource) = (format!("real-{name}-{node}"), format!("example.com/{name}"));
+            scene.wait_for_allocatable(node, &resource, 1)?;
+            let script = format!("exec 3<>{path} && echo opened {path} && exec sleep 3600");
+            scene.start_pod(&pod, node, &resource, &script)?;
+            pods.push((pod, format!("opened {path}\n")));
+        }
+    }
+    for (pod, said) in &pods {
+        scene.wait_for_running_pod(pod)?;
+        wait_until(&format!("what {pod:?} says"), PATIENCE, || {
+            let logs = scene.cluster.kubectl(&["logs", pod])?;
+            ensure!(logs == *said, "logs: {logs}");
+            Ok(Some(()))
+        })?;
+        scene.delete_pod(pod)?;
+    }
+    scene.delete_config("real")
 }
 
 fn wait_for_health(scene: &Scene, path: &str, health: Health) -> Result<DeviceReport> {

@@ -76,7 +76,8 @@ impl Device {
         } else {
             reading.held.map(|held| held.contains(id))
         };
-        if self.in_use == Some(true) {
+        // It never tells of containers that run before the pod's others: only its notes have these.
+        if reading.held.is_some_and(|held| held.contains(id)) {
             self.used_at = Some(reading.now);
         }
         // This very kubelet has told of it since it started: it knows its pods.

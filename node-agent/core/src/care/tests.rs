@@ -55,8 +55,10 @@ struct Ward {
 
 impl Ward {
     fn new(rules: Rules, present: &[&str]) -> Self {
+        let mut care = Care::new(rules);
+        care.set_serves(true);
         Self {
-            care: Care::new(rules),
+            care,
             present: ids(present),
             given: BTreeSet::new(),
             noted: BTreeSet::new(),
@@ -531,6 +533,40 @@ fn what_a_container_may_hold_is_not_opened() {
     ward.held(&["b"]);
     ward.care.probe_all();
     assert_eq!(ward.started(0), ["probe a"]);
+}
+
+#[test]
+fn what_another_agent_or_this_one_gives_out_is_not_opened() {
+    let mut with_probes = rules();
+    with_probes.probes = probes(true, 8);
+    let mut ward = Ward::new(with_probes, &["a", "b"]);
+    ward.care.set_serves(false);
+    ward.held(&[]);
+    ward.care.probe_all();
+    assert_eq!(ward.started(0), [""; 0], "another agent gives them out");
+    ward.care.set_serves(true);
+    ward.care.probe_all();
+    ward.care.gave("b", at(1));
+    assert_eq!(ward.started(1), ["probe a"], "b was given since the look");
+}
+
+/// The kubelet does not tell of a container that runs before the pod's others, but has it in its notes.
+#[test]
+fn a_device_of_an_init_container_is_not_released_under_it() {
+    let mut ward = Ward::serving(release(), &["a"]);
+    ward.opened = Some(at(0));
+    ward.given = ids(&["a"]);
+    ward.noted = ids(&["a"]);
+    ward.held(&[]);
+    ward.given.clear();
+    for second in 2..5 {
+        ward.held(&[]);
+        assert_eq!(ward.started(second), [""; 0]);
+    }
+    ward.noted.clear();
+    ward.held(&[]);
+    ward.held(&[]);
+    assert_eq!(ward.started(9), ["release a"]);
 }
 
 #[test]

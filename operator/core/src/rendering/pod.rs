@@ -98,12 +98,20 @@ fn container(name: &str, revision: &str, image: &str, agent: &AgentSettings) -> 
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             { "name": "config", "mountPath": paths::AGENT_CONFIG_DIR, "readOnly": true },
-            { "name": "dev", "mountPath": paths::HOST_DEV_DIR, "readOnly": true },
+            read_only_dev(),
             { "name": "device-plugins", "mountPath": paths::DEVICE_PLUGIN_DIR },
             { "name": "pod-resources", "mountPath": paths::POD_RESOURCES_DIR, "readOnly": true },
             { "name": "locks", "mountPath": paths::LOCK_DIR },
             { "name": "state", "mountPath": paths::STATE_DIR },
         ],
+    })
+}
+
+/// The host's `/dev`, and what is mounted below it, such as `/dev/shm`, which everybody may write to.
+pub fn read_only_dev() -> Value {
+    json!({
+        "name": "dev", "mountPath": paths::HOST_DEV_DIR,
+        "readOnly": true, "recursiveReadOnly": "IfPossible",
     })
 }
 

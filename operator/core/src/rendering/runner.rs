@@ -24,6 +24,8 @@ const PROGRAM: &str = "device-plugin-agent";
 const MEMORY_LIMIT: &str = "256Mi";
 /// Room for files of hooks, in memory and counted as theirs.
 const TMP_LIMIT: &str = "32Mi";
+/// Size of the directory that the runner shares with the agent.
+const SOCKET_LIMIT: &str = "1Mi";
 
 /// What a config's actions need.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -209,18 +211,20 @@ fn driver_container(driver: &Driver, volumes: &mut Vec<Value>) -> Value {
 
 fn runner(tools: Option<&str>, image: &str, needs: Needs, volumes: &mut Vec<Value>) -> Value {
     let memory = |limit: &str| json!({ "medium": "Memory", "sizeLimit": limit });
-    volumes.push(json!({ "name": "runner", "emptyDir": {} }));
+    // Room for a socket.
+    volumes.push(json!({ "name": "runner", "emptyDir": memory(SOCKET_LIMIT) }));
     volumes.push(json!({ "name": "runner-tmp", "emptyDir": memory(TMP_LIMIT) }));
-    let dev = if needs.devices {
-        "/dev"
+    // A privileged container has the devices of its start otherwise, and none that came later.
+    let (dev, mount) = if needs.devices {
+        let mount = json!({ "name": "dev", "mountPath": "/dev", "readOnly": false });
+        ("/dev", mount)
     } else {
-        paths::HOST_DEV_DIR
+        (paths::HOST_DEV_DIR, super::pod::read_only_dev())
     };
     let mut mounts = vec![
         json!({ "name": "runner", "mountPath": paths::RUNNER_SOCKET_DIR }),
         json!({ "name": "runner-tmp", "mountPath": "/tmp" }),
-        // A privileged container has the devices of its start otherwise, and none that came later.
-        json!({ "name": "dev", "mountPath": dev, "readOnly": !needs.devices }),
+        mount,
     ];
     // Only these: whoever may write to the rest of sysfs commands the kernel.
     for (wanted, volume, path) in [
