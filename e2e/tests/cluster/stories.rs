@@ -57,16 +57,16 @@ pub const ALL: &[(&str, Story)] = &[
         faults::killed_agent_has_its_devices_back,
     ),
     (
+        "kubelet_and_agent_that_end_together_have_devices_back",
+        kubelets::kubelet_and_agent_that_end_together_have_devices_back,
+    ),
+    (
         "restarted_operator_touches_nothing",
         faults::restarted_operator_touches_nothing,
     ),
     (
         "lost_objects_are_made_again_as_they_were",
         faults::lost_objects_are_made_again_as_they_were,
-    ),
-    (
-        "kubelet_and_agent_that_end_together_have_devices_back",
-        kubelets::kubelet_and_agent_that_end_together_have_devices_back,
     ),
     (
         "pod_deleted_while_its_kubelet_is_down_leaves_its_device",

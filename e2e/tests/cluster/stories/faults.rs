@@ -155,9 +155,12 @@ pub fn lost_objects_are_made_again_as_they_were(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+/// The agent of a config on a node; not one that is being ended.
 pub fn agent_on(scene: &Scene, config: &str, node: &str) -> Result<Pod> {
-    let on_node =
-        |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(node);
+    let on_node = |pod: &Pod| {
+        pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(node)
+            && pod.metadata.deletion_timestamp.is_none()
+    };
     scene
         .api
         .agent_pods(config)?

@@ -100,8 +100,9 @@ pub fn kubelet_and_agent_that_end_together_have_devices_back(scene: &Scene) -> R
         let before = container_ids(&scene.api.pod(&pod)?);
         let agent = agent_on(scene, "fuse", node)?;
         scene.node(node)?.stop_kubelet()?;
-        kill_in_pod(uid(&agent)?, "device-plugin-agent")?;
+        let killed = kill_in_pod(uid(&agent)?, "device-plugin-agent");
         scene.node(node)?.start_kubelet()?;
+        killed?;
         let begun = Instant::now();
         wait_for_devices(scene, node, "example.com/fuse", 1)?;
         measured(
