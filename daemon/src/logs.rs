@@ -61,7 +61,7 @@ impl Logs {
 }
 
 fn filter(level: &str) -> Result<Targets, LogError> {
-    // Not the filter that also understands spans: its expressions cost a megabyte of program.
+    // Levels by target are what is offered; the filter that also understands spans is a larger program.
     level.parse().map_err(|source| LogError::ReadLevel {
         level: level.to_owned(),
         source,

@@ -200,3 +200,32 @@ async fn not_found(fault: Fault) -> Option<String> {
     let missed: Vec<&u8> = expected.iter().filter(|number| !failed(number)).collect();
     (!missed.is_empty()).then(|| format!("{name} passes {missed:?}: {}", lines(&report)))
 }
+
+#[test]
+fn what_judges_nothing_or_the_wrong_thing_is_an_error() {
+    let used = directory();
+    std::fs::create_dir(used.path().join("1-7")).unwrap();
+    let used = used.path().to_str().unwrap();
+    let cases: [(&[&str], &str); 3] = [
+        (&["--only", "66"], "no behaviour is left to judge"),
+        (
+            &["--only", "1", "--directory", used],
+            "is of an earlier run",
+        ),
+        (
+            &["--devices", "1", "--action", "add-device=true"],
+            "leave devices out",
+        ),
+    ];
+    for (flags, told) in cases {
+        let output = Command::new(SUITE)
+            .args(["--resource", "example.com/x"])
+            .args(flags)
+            .args(["--", "/bin/false"])
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains(told), "{flags:?}: {said}");
+        assert_eq!(output.status.code(), Some(2), "{flags:?}");
+    }
+}

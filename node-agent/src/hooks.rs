@@ -179,6 +179,7 @@ impl Tending {
         held: Option<&BTreeSet<String>>,
         known: &Inventory,
     ) -> Discovered {
+        self.take_in_what_was_given();
         let Means {
             care,
             has_hooks,
@@ -202,9 +203,6 @@ impl Tending {
             let ids = checkpoint::noted(plugin_dir, &actions.resource);
             self.noted = sharing.by_device(&ids).into_keys().collect();
             self.noted_at = Some(number);
-        }
-        for (id, at) in given.newly_allocated() {
-            care.gave(&id, at.saturating_duration_since(self.start));
         }
         let lists = sent.borrow();
         let opened = lists.get(&actions.resource).map(|sent| sent.opened);
@@ -248,11 +246,7 @@ impl Tending {
 
     /// Starts what is due, with what is known of the devices.
     pub fn start_due(&mut self, inventory: &Inventory) {
-        // Since the last look.
-        for (id, at) in self.means.given.newly_allocated() {
-            let at = at.saturating_duration_since(self.start);
-            self.means.care.gave(&id, at);
-        }
+        self.take_in_what_was_given();
         let serves = self.duty.borrow().may_take;
         self.means.care.set_serves(serves);
         for (id, work) in self.means.care.next(self.start.elapsed()) {
@@ -265,6 +259,14 @@ impl Tending {
         }
         if let Some(remembering) = self.remember() {
             tokio::spawn(remembering);
+        }
+    }
+
+    /// Allocate answers beside us: what it gave must be known before anything is done to a device.
+    fn take_in_what_was_given(&mut self) {
+        for (id, at) in self.means.given.newly_allocated() {
+            let at = at.saturating_duration_since(self.start);
+            self.means.care.gave(&id, at);
         }
     }
 
@@ -367,10 +369,7 @@ impl Tending {
 
     fn asked(&mut self, request: ResetRequest) -> bool {
         let ResetRequest { device, answer } = request;
-        for (id, at) in self.means.given.newly_allocated() {
-            let at = at.saturating_duration_since(self.start);
-            self.means.care.gave(&id, at);
-        }
+        self.take_in_what_was_given();
         match self.means.care.ask(&device) {
             Ok(()) => self.waiting.entry(device).or_default().push(answer),
             // Whoever does not wait any more needs no answer.

@@ -44,7 +44,9 @@ fn agent(arguments: &[String]) -> anyhow::Result<()> {
     }
     run_program(&mut build)?;
     let programs = target()?.join(platform).join("release");
-    note("about a minute for each round and plugin; a quiet machine gives quiet figures");
+    note(
+        "about a minute and a half for each round and plugin; a quiet machine gives quiet figures",
+    );
     let mut bench = Command::new(programs.join("bench-agent"));
     bench
         .arg("--agent")

@@ -80,6 +80,13 @@ pub async fn run(options: &Options, mut tell: impl FnMut(&Report, &Finding)) -> 
             "no behaviour is left to judge: --list shows which there are; 66 to 80 take a real cluster"
         );
     }
+    // What an earlier run has left there would be taken for this one's.
+    for (behaviour, model) in &wanted {
+        let home = home(&directory, behaviour, *model);
+        if home.exists() {
+            bail!("{home:?} is of an earlier run: another --directory is needed, or an empty one");
+        }
+    }
     let order: Vec<(u8, Model)> = wanted.iter().map(|(one, m)| (one.number, *m)).collect();
     wanted.sort_by_key(|(one, _)| {
         LONG.iter()
@@ -89,10 +96,7 @@ pub async fn run(options: &Options, mut tell: impl FnMut(&Report, &Finding)) -> 
     let mut checks = JoinSet::new();
     for (behaviour, model) in wanted {
         let (places, options) = (places.clone(), options.clone());
-        let home = directory.join(format!("{}-{}", behaviour.number, short(model)));
-        if home.exists() {
-            bail!("{home:?} is of an earlier run: another --directory is needed, or an empty one");
-        }
+        let home = home(&directory, behaviour, model);
         checks.spawn(async move {
             // Never closed.
             let _place = places.acquire_owned().await;
@@ -112,6 +116,11 @@ pub async fn run(options: &Options, mut tell: impl FnMut(&Report, &Finding)) -> 
         }
     }
     Ok(report)
+}
+
+/// The directory of one check.
+fn home(directory: &Path, behaviour: &Behaviour, model: Model) -> PathBuf {
+    directory.join(format!("{}-{}", behaviour.number, short(model)))
 }
 
 fn short(model: Model) -> &'static str {

@@ -80,15 +80,7 @@ fn container(name: &str, revision: &str, image: &str, agent: &AgentSettings) -> 
         ],
         "ports": [{ "name": "http", "containerPort": HTTP_PORT, "protocol": "TCP" }],
         "resources": compute(&amounts(agent.resources.as_ref())),
-        "securityContext": {
-            // The plugin directory is root's and closed to others; nothing else needs root.
-            "runAsUser": 0,
-            "runAsGroup": 0,
-            "privileged": false,
-            "allowPrivilegeEscalation": false,
-            "readOnlyRootFilesystem": true,
-            "capabilities": { "drop": ["ALL"] },
-        },
+        "securityContext": unprivileged(),
         // Served within a second of the kubelet's list being read: `Ready` follows readiness.
         "readinessProbe": { "httpGet": { "path": "/readyz", "port": "http", "scheme": "HTTP" }, "periodSeconds": 2, "timeoutSeconds": 2, "successThreshold": 1, "failureThreshold": 1 },
         // Half a minute of silence is a hang; a busy node delays an answer by seconds.
@@ -112,6 +104,19 @@ pub fn read_only_dev() -> Value {
     json!({
         "name": "dev", "mountPath": paths::HOST_DEV_DIR,
         "readOnly": true, "recursiveReadOnly": "IfPossible",
+    })
+}
+
+/// The rights of a container that is not privileged: the plugin directory and what hooks work on are
+/// root's and closed to others, and nothing more is needed.
+pub fn unprivileged() -> Value {
+    json!({
+        "runAsUser": 0,
+        "runAsGroup": 0,
+        "privileged": false,
+        "allowPrivilegeEscalation": false,
+        "readOnlyRootFilesystem": true,
+        "capabilities": { "drop": ["ALL"] },
     })
 }
 

@@ -10,6 +10,8 @@ use crds::names::paths;
 use crds::placement::{AgentSettings, ImagePullPolicy};
 use serde_json::{Value, json};
 
+use super::pod::unprivileged;
+
 /// Name of the runner's container.
 pub const RUNNER_CONTAINER: &str = "runner";
 /// Name of the driver's container.
@@ -291,17 +293,6 @@ fn small(memory: Option<&str>) -> Value {
         super::set(&mut resources, "limits", json!({ "memory": memory }));
     }
     resources
-}
-
-fn unprivileged() -> Value {
-    json!({
-        "runAsUser": 0,
-        "runAsGroup": 0,
-        "privileged": false,
-        "allowPrivilegeEscalation": false,
-        "readOnlyRootFilesystem": true,
-        "capabilities": { "drop": ["ALL"] },
-    })
 }
 
 fn without(key: &str, mut object: Value) -> Value {
